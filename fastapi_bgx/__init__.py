@@ -1,0 +1,63 @@
+"""FastAPI's `BackgroundTasks`, made fit for production.
+
+`Bgx(Settings(...)).install(app)` supervises the background tasks of an application: each failure
+is captured and logged, and there are timeouts, limits, threads of their own, and a bounded drain.
+"""
+
+from fastapi_bgx.app import Bgx, Tasks, tasks_of_request
+from fastapi_bgx.background import BackgroundTasks, TasksView
+from fastapi_bgx.errors import (
+    AlreadyInstalled,
+    AppAlreadyStarted,
+    BacklogFull,
+    BgxError,
+    Draining,
+    LimitConflict,
+    NotInstalled,
+    NoValue,
+    SettingsError,
+    Unavailable,
+    UnknownLimit,
+    UnknownOption,
+    WrongCall,
+)
+from fastapi_bgx.options import Limit, Options, TaskOptions, task_options
+from fastapi_bgx.outcome import Outcome, Status
+from fastapi_bgx.reports import DrainReport, LimiterStats, Stats, TaskRef
+from fastapi_bgx.settings import Settings
+from fastapi_bgx.task import CurrentTask, Task, current_task
+
+__all__ = [
+    "AlreadyInstalled",
+    "AppAlreadyStarted",
+    "BackgroundTasks",
+    "BacklogFull",
+    "Bgx",
+    "BgxError",
+    "CurrentTask",
+    "DrainReport",
+    "Draining",
+    "Limit",
+    "LimitConflict",
+    "LimiterStats",
+    "NoValue",
+    "NotInstalled",
+    "Options",
+    "Outcome",
+    "Settings",
+    "SettingsError",
+    "Stats",
+    "Status",
+    "Task",
+    "TaskOptions",
+    "TaskRef",
+    "Tasks",
+    "TasksView",
+    "Unavailable",
+    "UnknownLimit",
+    "UnknownOption",
+    "WrongCall",
+    "current_task",
+    "task_options",
+    "tasks_of_request",
+]

@@ -1,0 +1,198 @@
+"""`Bgx`: wires everything together. The dependency, `install`, the lifespan, and what users ask.
+
+No `from __future__ import annotations` here: FastAPI up to 0.118 cannot resolve the annotations of
+a dependency that is an object, when they are strings.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+from fastapi import BackgroundTasks as StockBackgroundTasks
+from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+
+from fastapi_bgx.background import BackgroundTasks, upgrade
+from fastapi_bgx.errors import AlreadyInstalled, AppAlreadyStarted, NotInstalled
+from fastapi_bgx.injection import inject_everywhere, uninjected_routes
+from fastapi_bgx.listeners.hooks import Hook
+from fastapi_bgx.middleware import SCOPE_KEY, BgxMiddleware, Visit
+from fastapi_bgx.notices import notice
+from fastapi_bgx.reports import DrainReport, Stats
+from fastapi_bgx.runners import Runners
+from fastapi_bgx.settings import Settings
+from fastapi_bgx.signals import SignalWatch
+
+
+class Bgx:
+    """Supervised background tasks for one application.
+
+    `bgx.install(app)` supervises every route; `Depends(bgx)` injects into one. Without settings,
+    they are read from `BGX_*` environment variables and `.env`.
+
+    Raises:
+        SettingsError: settings that are wrong.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings: Settings = Settings() if settings is None else settings
+        self.runners: Runners = Runners(self.settings)
+        self._signals: SignalWatch | None = None
+        self._checked: set[int] = set()
+
+    # Injection.
+
+    async def __call__(
+        self, background_tasks: StockBackgroundTasks, connection: HTTPConnection
+    ) -> BackgroundTasks:
+        """The dependency. An async function: FastAPI calls a sync one in a thread."""
+        visit = connection.scope.get(SCOPE_KEY)
+        tasks = upgrade(
+            background_tasks,
+            self.runners.current(),
+            at_once=connection.scope["type"] == "websocket",
+        )
+        if visit is None:
+            self._check_injection(connection.scope.get("app"))
+        elif not any(kept is tasks for kept in visit.lists):
+            visit.lists.append(tasks)
+        return tasks
+
+    def install(self, app: Starlette) -> None:
+        """Supervise the background tasks of every route of `app`, and start and drain with it.
+
+        Routes that exist already and routes that come later; not an application that is mounted
+        in it: install that one, too. A second call does nothing.
+
+        Raises:
+            AlreadyInstalled: another `Bgx` is installed on `app`.
+            AppAlreadyStarted: `app` has served a request already.
+        """
+        for middleware in app.user_middleware:
+            installed: object = middleware.cls
+            if installed is BgxMiddleware:
+                if middleware.kwargs["bgx"] is self:
+                    return
+                raise AlreadyInstalled
+        if app.middleware_stack is not None:
+            raise AppAlreadyStarted
+        app.add_middleware(BgxMiddleware, bgx=self)
+        if isinstance(app, FastAPI):
+            inject_everywhere(app, Depends(self))
+
+    # Life.
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
+        """Start and drain, for those who compose their lifespan by hand instead of `install`."""
+        self.start(app)
+        grace = None
+        try:
+            yield
+        except anyio.get_cancelled_exc_class():  # the server ends without a shutdown
+            grace = 0.0
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.drain(grace)
+
+    def start(self, app: Starlette | None = None) -> None:
+        """Let detached tasks outlive their requests, until `drain`. Called by the lifespan.
+
+        Functions of `app` that ask for our class, and get FastAPI's own, are told of in the log.
+        """
+        self._check_injection(app)
+        if self.runners.start():
+            self._stop_watching()
+            self._signals = SignalWatch(self._notice_signal())
+            self._signals.start()
+
+    async def drain(self, grace: float | None = None) -> DrainReport:
+        """Refuse new tasks, wait `grace` seconds for the live ones, cancel the rest, report.
+
+        `grace` is `Settings.drain_timeout` by default. A running task may still add tasks. A
+        second call gives the report of the first. Called by the lifespan.
+        """
+        drain = self.runners.drain()
+        report = await drain.complete(self.settings.drain_timeout if grace is None else grace)
+        self._stop_watching()
+        return report
+
+    # Questions.
+
+    def on_failure(self, hook: Hook) -> Hook:
+        """Call `hook(task, outcome)` for every task that failed or timed out; a decorator.
+
+        Sync hooks run in a thread, async ones on the event loop, after the task and before the end
+        of an inline task's request, for at most 10 seconds each. What a hook raises is logged.
+        """
+        return self.runners.hooks.add(hook)
+
+    def stats(self) -> Stats:
+        """What runs and waits now, and what has ended; from any thread."""
+        runner = self.runners.here() or self.runners.latest()
+        if runner is None:
+            raise RuntimeError("stats() needs a running application: no event loop was seen yet")
+        return runner.stats()
+
+    # Inside.
+
+    def _notice_signal(self) -> Callable[[bool], None]:
+        """What to call for a signal. The first begins the grace period, a second one ends it."""
+        runner, drain = self.runners.current(), self.runners.drain()
+
+        def noticed(again: bool) -> None:
+            grace = 0.0 if again else self.settings.drain_timeout
+            with suppress(RuntimeError):  # the loop has ended
+                runner.backend.call_soon_threadsafe(lambda: drain.announce(grace))
+
+        return noticed
+
+    def _stop_watching(self) -> None:
+        if self._signals is not None:
+            self._signals.stop()
+            self._signals = None
+
+    def _check_injection(self, app: Any) -> None:
+        """Once for each application: when it starts, or when it first asks this `Bgx` for tasks."""
+        if not isinstance(app, Starlette) or id(app) in self._checked:
+            return
+        self._checked.add(id(app))
+        found = uninjected_routes(
+            app, lambda call: isinstance(call, Bgx) or call is tasks_of_request
+        )
+        if found:
+            notice(
+                "warning",
+                "bgx.not_injected",
+                functions=found,
+                effect="these get FastAPI's own BackgroundTasks, unsupervised",
+                remedy="bgx.install(app), or Annotated[BackgroundTasks, Depends(bgx)]",
+            )
+
+
+async def tasks_of_request(
+    background_tasks: StockBackgroundTasks, connection: HTTPConnection
+) -> BackgroundTasks:
+    """The dependency behind `Tasks`; named so that `app.dependency_overrides` can replace it.
+
+    Raises:
+        NotInstalled: no `Bgx` is installed on the application that serves the request.
+    """
+    visit = connection.scope.get(SCOPE_KEY)
+    if not isinstance(visit, Visit):
+        raise NotInstalled
+    tasks: BackgroundTasks = await visit.bgx(background_tasks, connection)
+    return tasks
+
+
+if TYPE_CHECKING:
+    Tasks = BackgroundTasks
+else:
+    Tasks = Annotated[Any, Depends(tasks_of_request)]
+    """The supervised tasks of the request, for modules that cannot import the `Bgx`.
+
+    At run time not an annotation with the class: FastAPI before 0.128.2 refuses that.
+    """

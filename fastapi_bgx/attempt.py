@@ -1,0 +1,247 @@
+"""What happens around one call of a function: it is watched, and what it did is judged.
+
+Whatever the function does, however bad, ends up in an `Ending`. Only what is not its own doing
+(the cancellation of the request around it, Ctrl-C) is marked to be raised again.
+"""
+
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from fastapi_bgx.backends import Backend, Interrupt, is_cancellation
+from fastapi_bgx.driving import ABANDON
+from fastapi_bgx.events import Event, TaskOverran, TaskSlow
+from fastapi_bgx.options import ExecutorName
+from fastapi_bgx.outcome import Status
+from fastapi_bgx.task import Task
+from fastapi_bgx.threads import Mailbox, Threads
+from fastapi_bgx.timers import Timer, Timers
+
+UNWIND_SECONDS = 1.0
+"""How long a cancelled function may take to end before it is reported as overrunning."""
+IMPRECISION = 0.001
+"""Seconds that a timeout may be late: so that most of one length share one timer of the loop."""
+TIMEOUT = "timeout"
+OUTSIDE = "the request around it was cancelled"
+CALLERS = {"fastapi_bgx.executors", "fastapi_bgx.driving", "fastapi_bgx.runner"}
+LOOP_ENDED = "the event loop ended"
+
+
+class Cancellable(Protocol):
+    """Something live that can be cancelled: a task that waits, or a function that runs."""
+
+    def cancel(self, reason: str) -> None:
+        """Have it end soon, because of `reason`."""
+        ...
+
+
+class Lingering(Protocol):
+    """A function that still runs though nobody waits for it any more."""
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on the loop's thread when it ends."""
+        ...
+
+
+class Ending(NamedTuple):
+    """How an attempt ended."""
+
+    status: Status
+    value: Any = None
+    error: BaseException | None = None
+    reason: str = ""
+    """Why it was cancelled."""
+    reraise: BaseException | None = None
+    """Not the function's own doing: to be raised again once the task is finished."""
+    lingering: Lingering | None = None
+    """Set when the function still runs: its slots stay taken."""
+    outside: bool = False
+    """True when the request around it is being cancelled: nothing more may run in it."""
+
+
+class Workplace(Protocol):
+    """What the runner provides to the attempts of its tasks."""
+
+    backend: Backend
+    timers: Timers
+    threads: Threads
+    mailbox: Mailbox
+    clock: Callable[[], float]
+    live: dict[Task[Any], Cancellable]
+    overrunning: dict[Task[Any], ExecutorName]
+
+    def publish(self, event: Event) -> None:
+        """Hand an event to the listeners."""
+        ...
+
+
+class Watch:
+    """A function that runs: its timers, the way to stop it, and why it was stopped.
+
+    An async function that ends at its first step never has one.
+    """
+
+    __slots__ = (
+        "_abandon",
+        "_place",
+        "_reported",
+        "_slow",
+        "_stop",
+        "_stopped_at",
+        "_task",
+        "_timeout",
+        "why",
+    )
+
+    def __init__(
+        self,
+        place: Workplace,
+        task: Task[Any],
+        stop: Callable[[], None],
+        abandon: Callable[[str], None] | None = None,
+    ) -> None:
+        self._place = place
+        self._task = task
+        self._stop = stop
+        self._abandon = abandon
+        self._timeout: Timer | None = None
+        self._slow: Timer | None = None
+        self._reported = False
+        self._stopped_at = 0.0
+        self.why: str = ""
+
+    def __enter__(self) -> "Watch":
+        """Make the task one that can be cancelled, and start its timers."""
+        self._place.live[self._task] = self
+        assert self._task.started_at is not None
+        self._start_clock(self._task.started_at)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the timers."""
+        self.stop_clock()
+        if self._reported:
+            del self._place.overrunning[self._task]
+        del self._task  # on trio, the traceback of a cancellation leads here: a cycle
+
+    def restart_clock(self) -> None:
+        """Give the function its whole timeout from now on."""
+        self.stop_clock()
+        self._start_clock(self._place.clock())
+
+    def _start_clock(self, started: float) -> None:
+        plan = self._task.plan
+        if plan.timeout is not None:
+            self._task.deadline = started + plan.timeout
+            spent = self._place.clock() - started  # by the first step, which nothing can interrupt
+            left = plan.timeout if spent < IMPRECISION else max(0.0, plan.timeout - spent)
+            self._timeout = self._place.timers.start(left, self._time_out)
+        if plan.slow_after is not None:
+            self._slow = self._place.timers.start(plan.slow_after, self._report_slow)
+
+    def cancel(self, reason: str) -> None:
+        """Stop the function because of `reason`; the first reason is the one that counts."""
+        self._task.cancelled = True
+        self._end_early(self.why or reason)
+
+    def give_up(self) -> None:
+        """It was cancelled and goes on: leave it where it stands."""
+        if self._abandon is not None:
+            self._abandon(ABANDON)
+
+    def judge(self, value: Any, error: BaseException | None, interrupt: Interrupt) -> Ending:
+        """The ending of an async function, stopped or not."""
+        caught, interrupt.caught = interrupt.caught, None  # whose traceback may lead back to it
+        if self.why and (self._reported or caught is None):
+            self._publish_overran(ended=True)
+        elif not self.why:
+            self._report_blocking()
+        if interrupt.outside and is_cancellation(error, self._place.backend.cancelled):
+            # Who cancels the request would not know an exception again that we caused.
+            reraise = None if self.why else error
+            ending = Ending(Status.CANCELLED, error=error, reason=OUTSIDE, reraise=reraise)
+        elif caught is not None:
+            without_our_frames(caught)
+            ending = Ending(Status.CANCELLED, error=caught, reason=self.why)
+        else:
+            ending = judge(value, error)
+        if self.why == TIMEOUT:
+            ending = timed_out(self._task, ending)
+        return ending._replace(outside=True) if interrupt.outside else ending
+
+    def _time_out(self) -> None:
+        self._end_early(TIMEOUT)
+
+    def _end_early(self, why: str) -> None:
+        self.why = why
+        self._stopped_at = self._place.clock()
+        self.stop_clock()
+        self._timeout = self._place.timers.start(UNWIND_SECONDS, self._report_overrun)
+        self._stop()
+
+    def _report_overrun(self) -> None:
+        self._reported = True
+        self._place.overrunning[self._task] = self._task.plan.executor
+        self._publish_overran(ended=False)
+
+    def _publish_overran(self, *, ended: bool) -> None:
+        overran = self._place.clock() - self._stopped_at
+        self._place.publish(TaskOverran(self._task, overran, ended))
+
+    def _report_blocking(self) -> None:
+        """It may have kept the loop from its timers: tell what is due."""
+        if self._task.timed_out:
+            self._stopped_at = self._task.deadline or 0.0
+            self._publish_overran(ended=True)
+        if self._slow is not None and self._slow.due <= self._place.clock():
+            self._slow.cancel()
+            self._report_slow()
+
+    def _report_slow(self) -> None:
+        self._slow = None
+        assert self._task.started_at is not None
+        self._place.publish(TaskSlow(self._task, self._place.clock() - self._task.started_at))
+
+    def stop_clock(self) -> None:
+        """Let time pass without a timeout and without being slow, until `restart_clock`."""
+        for timer in (self._timeout, self._slow):
+            if timer is not None:
+                timer.cancel()
+        self._timeout = self._slow = None
+
+
+def timed_out(task: Task[Any], ending: Ending) -> Ending:
+    """The ending of a function that ran too long; its cause shows where the function was."""
+    error = TimeoutError(f"{task.name} ran longer than its timeout of {task.plan.timeout:g} s")
+    error.__cause__ = ending.error
+    return ending._replace(status=Status.TIMED_OUT, value=None, error=error)
+
+
+def judge(value: Any, error: BaseException | None) -> Ending:
+    """The ending of a function that returned `value` or raised `error`, and that nobody stopped.
+
+    A cancellation that nobody asked for is a failure like any other: it leaked from the function.
+    """
+    if error is None:
+        return Ending(Status.SUCCEEDED, value)
+    without_our_frames(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Ending(Status.FAILED, error=error, reraise=error)
+    return Ending(Status.FAILED, error=error)
+
+
+def without_our_frames(error: BaseException) -> None:
+    """Have the traceback begin where the function does: what called it is the same each time."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None and _ours(traceback.tb_frame):
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
+
+
+def _ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") in CALLERS

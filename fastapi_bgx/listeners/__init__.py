@@ -1,0 +1,1 @@
+"""What listens to events: each module turns them into one thing."""

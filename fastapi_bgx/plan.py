@@ -1,0 +1,178 @@
+"""The plan of a task: everything that is decided about a call before its arguments are known.
+
+Options are merged here, and nowhere else. The first that names an option wins: `using`, then
+`Settings.tasks[name]`, then `@task_options`, then `Settings`.
+"""
+
+import math
+import weakref
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from fastapi_bgx.calls import Shape, shape_of
+from fastapi_bgx.errors import WrongCall
+from fastapi_bgx.limits import KeyedLimiter, Limiter, Limits
+from fastapi_bgx.options import ATTRIBUTE, ExecutorName, TaskOptions, normal_name
+from fastapi_bgx.settings import Settings
+
+Key = tuple[int, bool, int]
+MOST_PLANS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the calls of one function run."""
+
+    name: str
+    shape: Shape
+    executor: ExecutorName
+    timeout: float | None
+    queue_timeout: float | None
+    slow_after: float | None
+    detached: bool
+    concurrent: bool
+    limit: str | None
+    keyed: KeyedLimiter | None
+    limiters: tuple[Limiter, ...]
+    handed_over: bool
+    """Detached or concurrent: perhaps not run by the coroutine that starts it."""
+    notable_after: float
+    """Seconds after which an end is late or slow; the shorter of the two, or infinity."""
+    by_hand: bool
+    """A coroutine function on the event loop: its first step can be made by hand."""
+
+
+class Planner:
+    """Makes the plan of a function once, and remembers it as long as the function lives."""
+
+    def __init__(self, settings: Settings, *, eager: bool) -> None:
+        self._settings = settings
+        self._eager = eager
+        self._by_name = settings.tasks
+        self.limits: Limits = Limits(settings.limits)
+        self.concurrency: Limiter = Limiter("concurrency", settings.max_concurrency)
+        self.threads: Limiter = Limiter("threads", settings.max_threads)
+        self.processes: Limiter = Limiter("processes", settings.max_processes)
+        self._plain: dict[int, tuple[weakref.ref[Any], Plan]] = {}
+        self._plans: dict[Key, tuple[weakref.ref[Any], Plan, TaskOptions | None]] = {}
+
+    def plan(self, func: Any, options: TaskOptions | None) -> Plan:
+        """The plan for `func`, called with the options that `using` gave.
+
+        Raises:
+            WrongCall: `func` cannot be called, or not by the executor that was asked for.
+            UnknownLimit: the options name a limit that is not configured.
+        """
+        if options is None:
+            known = self._plain.get(id(func))
+            if known is not None and known[0]() is func:
+                return known[1]
+        return self._find(func, options)
+
+    # Plans are remembered by id and weak reference: hashing a function through WeakKeyDictionary
+    # costs 0.35 µs, and a strong reference would keep every closure that was ever added.
+
+    def _find(self, func: Any, options: TaskOptions | None) -> Plan:
+        bound = type(func) is MethodType
+        anchor = func.__func__ if bound else func
+        key = (id(anchor), bound, id(options))
+        known = self._plans.get(key)
+        if known is not None and known[0]() is anchor:
+            return known[1]
+        plan = self._make(func, options)
+        if type(anchor) is FunctionType:
+            self._remember(key, anchor, plan, options)
+        return plan
+
+    def _remember(self, key: Key, anchor: Any, plan: Plan, options: TaskOptions | None) -> None:
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+            self._plain.clear()
+
+        def forget(_: weakref.ref[Any]) -> None:
+            self._plans.pop(key, None)
+            self._plain.pop(key[0], None)
+
+        reference = weakref.ref(anchor, forget)
+        self._plans[key] = (
+            reference,
+            plan,
+            options,
+        )  # the options stay alive: their id is in the key
+        if options is None and not key[1]:
+            self._plain[key[0]] = reference, plan
+
+    def _make(self, func: Any, using: TaskOptions | None) -> Plan:
+        shape = shape_of(func)
+        attached = _attached(func)
+        name = (using and using.name) or (attached and attached.name) or shape.name
+        merged = self._defaults()
+        for layer in (attached, self._by_name.get(normal_name(name)), using):
+            if layer is not None:
+                merged |= layer.given()
+        options = TaskOptions.model_construct(None, **merged)
+        executor = _executor(shape, options.executor)
+        limiter = None if options.limit is None else self.limits.named(options.limit)
+        keyed = limiter if isinstance(limiter, KeyedLimiter) else None
+        named = (limiter,) if isinstance(limiter, Limiter) else ()
+        return Plan(
+            name=name,
+            shape=shape,
+            executor=executor,
+            timeout=options.timeout,
+            queue_timeout=options.queue_timeout,
+            slow_after=options.slow_after,
+            detached=bool(options.detached),
+            concurrent=bool(options.concurrent),
+            limit=None if limiter is None else _limit_name(options),
+            keyed=keyed,
+            # From the scarce to the plentiful, so that nobody holds a common slot while it waits
+            # for a rare one; one order for all, so that nobody waits in a circle.
+            limiters=(*named, *self._pools(executor), self.concurrency),
+            handed_over=bool(options.detached or options.concurrent),
+            notable_after=min(options.timeout or math.inf, options.slow_after or math.inf),
+            by_hand=self._eager and executor == "async" and shape.is_async,
+        )
+
+    def _pools(self, executor: ExecutorName) -> tuple[Limiter, ...]:
+        if executor == "thread":
+            return (self.threads,)
+        return (self.processes,) if executor == "process" else ()
+
+    def _defaults(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "timeout": settings.timeout,
+            "queue_timeout": settings.queue_timeout,
+            "slow_after": settings.slow_after,
+            "detached": settings.mode == "detached",
+        }
+
+
+def _limit_name(options: TaskOptions) -> str | None:
+    return options.limit if isinstance(options.limit, str | None) else options.limit.name
+
+
+def _attached(func: Any) -> TaskOptions | None:
+    """The options of `@task_options`, also through a partial or on the `__call__` of an object."""
+    while not hasattr(func, ATTRIBUTE) and isinstance(func, partial):  # a Mock has any attribute
+        func = func.func
+    options = getattr(func, ATTRIBUTE, None) or getattr(
+        getattr(func, "__call__", None),  # noqa: B004 - the method itself is wanted
+        ATTRIBUTE,
+        None,
+    )
+    return options if isinstance(options, TaskOptions) else None
+
+
+def _executor(shape: Shape, wanted: ExecutorName | None) -> ExecutorName:
+    if wanted is None:
+        return "async" if shape.is_async else "thread"
+    if shape.is_async and wanted != "async":
+        raise WrongCall(
+            f"{shape.name} is an async function: it runs on the event loop, not in a {wanted}; "
+            f"leave `executor` out, or give it a sync function"
+        )
+    return wanted

@@ -1,0 +1,180 @@
+"""One runner for each event loop, all with the same settings, hooks and threads.
+
+A server has one loop for its life; a `TestClient` without `with` has a new one for each request.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Awaitable
+from contextvars import ContextVar, copy_context
+from functools import cache
+from typing import Any
+
+from starlette.background import BackgroundTask
+
+from fastapi_bgx.backends import current_backend, current_token
+from fastapi_bgx.calls import check_call
+from fastapi_bgx.drain import Drain
+from fastapi_bgx.entrance import Common
+from fastapi_bgx.errors import WrongCall
+from fastapi_bgx.events import Event, Publisher, Started, TaskDropped
+from fastapi_bgx.listeners.hooks import FailureHooks
+from fastapi_bgx.listeners.log import LogListener
+from fastapi_bgx.options import TaskOptions
+from fastapi_bgx.outcome import Status
+from fastapi_bgx.plan import Planner
+from fastapi_bgx.runner import Runner
+from fastapi_bgx.settings import Settings
+from fastapi_bgx.task import Task
+from fastapi_bgx.threads import Threads
+
+
+class Runners:
+    """The runners of one `Bgx`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.threads: Threads = Threads()
+        self.hooks: FailureHooks = FailureHooks(self.threads)
+        self._publisher = Publisher([LogListener(settings)])
+        self._common = Common()
+        self._unbound_planner = Planner(settings, eager=False)
+        self._by_loop: dict[object, tuple[Runner, Drain]] = {}
+        self._latest: tuple[object, Runner] | None = None
+
+    def current(self) -> Runner:
+        """The runner of the event loop that runs in this thread; made when there is none.
+
+        Raises:
+            RuntimeError: no event loop runs here.
+        """
+        token = current_token()
+        if self._latest is not None and self._latest[0] is token:
+            return self._latest[1]
+        known = self._by_loop.get(token)
+        runner = self._make() if known is None else known[0]
+        self._latest = token, runner
+        return runner
+
+    def here(self) -> Runner | None:
+        """The runner of this thread's event loop; `None` in a thread without one."""
+        try:
+            return self.current()
+        except RuntimeError:
+            return None
+
+    def latest(self) -> Runner | None:
+        """The runner that was used last: the one that a thread without a loop means."""
+        return None if self._latest is None else self._latest[1]
+
+    def drain(self) -> Drain:
+        """The drain of this loop's runner."""
+        self.current()
+        return self._by_loop[current_token()][1]
+
+    def start(self) -> bool:
+        """Let tasks outlive their requests, from now to the drain; false when that is so already.
+
+        A runner that was drained is replaced: an application may be started again.
+        """
+        runner = self.current()
+        if runner.detaching and not runner.refusing:
+            return False
+        if runner.refusing:
+            runner = self._make()
+        runner.detaching = True
+        runner.refresh()  # the application may have configured structlog as it started
+        runner.publish(Started(self.settings.mode))
+        return True
+
+    def accept(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions | None
+    ) -> Task[Any]:
+        """Make a task outside of every event loop; it finds its runner when it is called."""
+        plan = self._unbound_planner.plan(func, options)
+        if self.settings.check_calls:
+            check_call(plan.shape, args, kwargs)
+        unbound = _Unbound(self, self._common.prefix, options)
+        number, context = self._common.number(), copy_context()
+        return Task(unbound, plan, func, args, kwargs, context, number, time.monotonic())
+
+    def supervise(self, stock: BackgroundTask) -> Task[Any]:
+        """Make a task of a plain `BackgroundTask`; of a subclass, of what calling it does."""
+        if type(stock) is BackgroundTask:
+            with contextlib.suppress(WrongCall):  # too late to refuse: let stock do what it does
+                return self.accept(stock.func, stock.args, dict(stock.kwargs), None)
+        return self.accept(stock.__call__, (), {}, None)
+
+    def publish(self, event: Event) -> None:
+        """Hand an event to the listeners; never raises."""
+        self._publisher.publish(event)
+
+    def _make(self) -> Runner:
+        for token, (old, _) in list(self._by_loop.items()):
+            if old.backend.ended():
+                del self._by_loop[token]
+        if self._common.process != os.getpid():  # forked since: the other counts on with its prefix
+            self._common = Common()  # pragma: no cover - a forked worker reports no coverage
+        backend = current_backend()
+        runner = Runner(
+            self.settings, backend, self._publisher, self.hooks, self.threads, self._common
+        )
+        self._by_loop[backend.token] = runner, Drain(runner)
+        self._latest = backend.token, runner
+        return runner
+
+
+class _Unbound:
+    """Stands in for the runner of a task that was added outside of every event loop."""
+
+    def __init__(self, runners: Runners, prefix: str, options: TaskOptions | None) -> None:
+        self.prefix = prefix
+        self._runners = runners
+        self._options = options
+
+    def start(self, task: Task[Any]) -> Awaitable[None] | None:
+        """Now there is a loop: hand the task to its runner, and start it there."""
+        return self._runners.current().adopt(task, self._options)
+
+    def start_now(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: no loop is here."""
+        return False
+
+    def drop(self, task: Task[Any], reason: str) -> None:
+        """End the task without a runner."""
+        task.claimed = True
+        task.end(Status.DROPPED, time.monotonic())
+        self._runners.publish(TaskDropped(task, reason))
+
+    drop_from_any_thread = drop
+
+    # Once it has started, the task has its runner, and none of these is asked any more.
+
+    def outlives(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: nothing of it runs."""
+        return False
+
+    def cancel(self, task: Task[Any], reason: str) -> None:
+        """Nothing of it runs."""
+
+    def raise_if_told(self, task: Task[Any]) -> None:
+        """Nothing of it failed."""
+
+
+serving: ContextVar[Runners] = ContextVar("fastapi_bgx_serving")
+"""The runners of the `Bgx` that serves the current request; set by the middleware."""
+
+
+def nearest_runners() -> Runners:
+    """The runners for a list of tasks that was made by hand.
+
+    Those of the `Bgx` that serves the current request; without one, a set of this process, with
+    the settings of the environment.
+    """
+    return serving.get(None) or _of_environment()
+
+
+@cache
+def _of_environment() -> Runners:
+    return Runners(Settings())

@@ -1,0 +1,269 @@
+"""`Task`: one call handed over. The one mutable value here; only its runner changes it."""
+
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context, ContextVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import anyio
+from starlette.background import BackgroundTask
+
+from fastapi_bgx.outcome import Outcome, Status
+from fastapi_bgx.plan import Plan
+from fastapi_bgx.reports import TaskRef
+from fastapi_bgx.telemetry import carry_span, mark_failed
+
+T = TypeVar("T")
+
+
+class CurrentTask(Protocol):
+    """What `current_task()` gives: the running task, seen from inside."""
+
+    @property
+    def id(self) -> str:
+        """The id of the task."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """The number of this call, from 1."""
+        ...
+
+    @property
+    def timed_out(self) -> bool:
+        """True when the timeout has passed: nobody waits for the result any more."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """True when the task was asked to stop. Only a thread lives long enough to see it."""
+        ...
+
+    def remaining(self) -> float | None:
+        """Seconds until the timeout, never negative; `None` without a timeout."""
+        ...
+
+
+current: ContextVar[CurrentTask] = ContextVar("fastapi_bgx_current_task")
+"""Where `current_task()` looks; set in the context of each task as it starts."""
+
+
+def current_task() -> CurrentTask | None:
+    """The task that runs here: on the event loop, in a thread or in a worker process.
+
+    `None` outside of a task.
+    """
+    return current.get(None)
+
+
+class Supervisor(Protocol):
+    """What a task needs from its runner."""
+
+    prefix: str
+    """What the ids of its tasks begin with."""
+
+    def start(self, task: "Task[Any]") -> Awaitable[None] | None:
+        """Run the task, or hand it over, as planned; at most once.
+
+        What has to be awaited for the rest of it; `None` when there is no rest.
+        """
+        ...
+
+    def start_now(self, task: "Task[Any]") -> bool:
+        """Hand a task over without waiting for its request; from any thread.
+
+        False when it may not outlive its request.
+        """
+        ...
+
+    def drop(self, task: "Task[Any]", reason: str) -> None:
+        """End a task that was added and will not be started; on the loop's thread."""
+        ...
+
+    def drop_from_any_thread(self, task: "Task[Any]", reason: str) -> None:
+        """The same, from any thread."""
+        ...
+
+    def outlives(self, task: "Task[Any]") -> bool:
+        """True when the request does not wait for the task."""
+        ...
+
+    def cancel(self, task: "Task[Any]", reason: str) -> None:
+        """Have a live task end soon, because of `reason`."""
+        ...
+
+    def raise_if_told(self, task: "Task[Any]") -> None:
+        """Raise the error of a task that failed, where `Settings.on_error` says so."""
+        ...
+
+
+class Task(BackgroundTask, Generic[T]):
+    """One call that was handed over to run in the background.
+
+    It is returned by `add_task`, and is a Starlette `BackgroundTask`.
+    """
+
+    status: Status = Status.QUEUED
+    """Where the task is in its life."""
+    attempt: int = 0
+    """The number of the current call, from 1; 0 before the first."""
+    cancelled: bool = False
+    """True when the task was asked to stop."""
+
+    # Class attributes are the values that most tasks never change: no cost for each instance.
+    value: Any = None
+    error: BaseException | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    deadline: float | None = None
+    spawned = False  # true once it runs in a worker: nobody is there to raise to
+    claimed = False  # true once it was called: it must not run twice
+    follows: "Task[Any] | None" = None
+    followed_by: "Task[Any] | None" = None
+    key: Any = None
+    payload: bytes = b""
+    _outcome: Outcome[T] | None = None
+    ended_event: anyio.Event | None = None
+
+    def __init__(
+        self,
+        runner: Supervisor,
+        plan: Plan,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Context,
+        number: int,
+        added_at: float,
+    ) -> None:
+        # Not through BackgroundTask.__init__: it would work out again what the plan knows.
+        self.runner = runner
+        self.plan = plan
+        self.func = func
+        self.args = args  # type: ignore[assignment]  # Starlette types both by a ParamSpec
+        self.kwargs = kwargs  # type: ignore[assignment]
+        self.context: Context | None = context
+        self.number = number
+        self.added_at = added_at
+
+    @property
+    def is_async(self) -> bool:  # type: ignore[override]  # an attribute there
+        """True when the function is an async one."""
+        return self.plan.shape.is_async
+
+    @property
+    def id(self) -> str:
+        """Unique among all tasks of all processes."""
+        return f"{self.runner.prefix}{self.number}"
+
+    @property
+    def name(self) -> str:
+        """The name of the task: its function's, unless an option says otherwise."""
+        return self.plan.name
+
+    @property
+    def ref(self) -> TaskRef:
+        """Name and id."""
+        return TaskRef(self.name, self.id)
+
+    @property
+    def done(self) -> bool:
+        """True when the task has ended, in whichever way."""
+        return self.ended_at is not None
+
+    @property
+    def timed_out(self) -> bool:
+        """True when the timeout has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def remaining(self) -> float | None:
+        """Seconds until the timeout, never negative; `None` without one, or before the start."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds from `add_task` to the first call; without one to the end, or until now."""
+        until = self.ended_at if self.started_at is None else self.started_at
+        return (time.monotonic() if until is None else until) - self.added_at
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first call to the end, or until now; 0 before the first call."""
+        if self.started_at is None:
+            return 0.0
+        return (time.monotonic() if self.ended_at is None else self.ended_at) - self.started_at
+
+    @property
+    def outcome(self) -> Outcome[T] | None:
+        """How the task ended; `None` as long as it has not."""
+        if self._outcome is None and self.ended_at is not None:
+            self._outcome = Outcome(
+                status=self.status,
+                returned=self.value,
+                error=self.error,
+                attempts=self.attempt,
+                queued_s=self.queued_s,
+                duration_s=self.duration_s,
+            )
+        return self._outcome
+
+    async def wait(self) -> Outcome[T]:
+        """Wait until the task has ended, and give its outcome.
+
+        An inline task is started after the response is sent: a route that waits for its own
+        inline task waits for ever.
+        """
+        if self.ended_event is None:
+            self.ended_event = anyio.Event()
+        if self.ended_at is None:
+            await self.ended_event.wait()
+        assert self.outcome is not None
+        return self.outcome
+
+    def end(self, status: Status, at: float) -> None:
+        """Make `status` final. For the runner."""
+        self.status = status
+        self.ended_at = at
+        if self.ended_event is not None:
+            self.ended_event.set()
+
+    async def __call__(self) -> None:
+        """Run inline or hand over, as planned. A second call does nothing."""
+        if instrumented():
+            await _through_instrumentation(self)
+        else:
+            await self.go()
+
+    async def go(self) -> None:
+        """What a call comes down to, without the instrumentation around it."""
+        if self.context is not None:
+            carry_span(self.context)
+        rest = self.runner.start(self)
+        if rest is not None:
+            await rest
+        if self.error is not None:
+            mark_failed(self.error)
+
+    def __repr__(self) -> str:
+        """Name, id and status; never the arguments."""
+        return f"<Task {self.name} {self.id} {self.status}>"
+
+
+def instrumented() -> bool:
+    """True when somebody replaced `BackgroundTask.__call__`, as opentelemetry-contrib does."""
+    return BackgroundTask.__call__.__module__ != "starlette.background"
+
+
+async def _through_instrumentation(task: Task[Any]) -> None:
+    """Call a task through the replaced `BackgroundTask.__call__`, which sees its name."""
+
+    async def go() -> None:
+        await task.go()
+
+    go.__name__ = getattr(task.func, "__name__", type(task.func).__name__)
+    await BackgroundTask.__call__(BackgroundTask(go))

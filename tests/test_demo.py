@@ -1,0 +1,331 @@
+"""The demo, as a newcomer runs it: in a process of its own, with a real server and real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from fastapi_bgx.demo import acts
+from fastapi_bgx.demo import server as server_module
+from fastapi_bgx.demo import stage as stage_module
+from fastapi_bgx.demo.__main__ import main
+from fastapi_bgx.demo.app import count_primes
+from fastapi_bgx.demo.server import DemoFailed, Server, free_port
+from fastapi_bgx.demo.stage import Stage, wrapped
+
+DEMO = ["-m", "fastapi_bgx.demo"]
+
+
+def with_acts(change: str) -> str:
+    """A script that runs the demo after a change to it."""
+    return f"""
+import runpy
+from fastapi_bgx.demo import acts, stage
+{textwrap.dedent(change)}
+runpy.run_module("fastapi_bgx.demo", run_name="__main__")
+"""
+
+
+@contextmanager
+def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that any SIGINT interrupts, even where a shell had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, "COLUMNS": "300", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], marker: str) -> str:
+    """Read the output up to a line with `marker`; gives that line."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if marker in line:
+            return line.rstrip()
+    raise AssertionError(f"{marker!r} is not in the output:\n{''.join(seen)}")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for the end of a process: exit code and errors."""
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def ends_soon(url: str) -> bool:
+    """Ask a server until it does not answer any more."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(url, trust_env=False)
+        except httpx.TransportError:
+            return True
+    return False
+
+
+def run(*command: str, **environment: str) -> tuple[int, str, str]:
+    """Run a Python process to its end: exit code, output, errors."""
+    with started(*command, **environment) as process:
+        output, errors = process.communicate()
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def demo() -> str:
+    """The output of the whole demo, which ended well, with nonsense in its environment."""
+    code, output, errors = run(*DEMO, "--once", BGX_NONSENSE="1")
+    assert (code, errors) == (0, ""), output + errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that runs, for a stage of one's own."""
+    with Server(free_port(0)) as server:
+        Stage(server).log("bgx.started")
+        yield server
+
+
+def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -> None:
+    titles = [line for line in demo.splitlines() if line[:1].isdigit()]
+    assert titles == [
+        "1. A task succeeds",
+        "2. A task raises",
+        "3. A task hangs",
+        "4. A task blocks its thread",
+        "5. A task needs the CPU",
+        "6. A task has a limit",
+        "7. Sync tasks flood in",
+        "8. Nothing vanishes in silence",
+        "9. A task is detached",
+        "10. What bgx.stats() has counted",
+        "11. The server shuts down while tasks run",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "task.succeeded   task=send_welcome",
+        "task.failed      task=charge_card",
+        "task.succeeded   task=send_receipt",
+        "Exception in ASGI application",
+        "task.timed_out   task=push_to_crm",
+        "task.timed_out   task=resize_photo",
+        "task.overran     task=resize_photo",
+        "task.succeeded   task=count_primes",
+        "task.timed_out   task=count_primes",
+        "'slots': 2, 'taken': 2",
+        "task.rejected    task=make_thumbnail",
+        "> POST /thumbnails -> 503 Retry-After:",
+        "task.dropped     task=send_receipt",
+        "task.succeeded   task=build_export",
+        "task.cancelled   task=build_export",
+        "bgx.drained      finished=1 cancelled=['build_export",
+    ],
+)
+def test_the_real_lines_of_the_log_are_shown(demo: str, line: str) -> None:
+    assert line in demo
+
+
+def test_a_pipe_gets_no_colours(demo: str) -> None:
+    assert "\x1b" not in demo
+
+
+def test_what_stock_fastapi_drops_is_not_shown_as_sent(demo: str) -> None:
+    _, _, after = demo.partition("POST /stock/orders")
+    assert "mail.sent" not in after.partition("3. A task hangs")[0]
+
+
+def test_tracebacks_show_the_frames_of_the_shop_only(demo: str) -> None:
+    frames = [line for line in demo.splitlines() if 'File "' in line]
+    assert frames
+    assert all(str(Path("demo", "app.py")) in frame for frame in frames)
+
+
+def test_the_lines_for_ones_own_app_work(demo: str) -> None:
+    _, _, rest = demo.partition("Your own app needs three lines:")
+    code = textwrap.dedent(rest.partition("Where to look next:")[0])
+    app = FastAPI()
+    exec(code, {"app": app})
+    assert app.user_middleware
+
+
+def test_what_it_says_to_look_at_exists(demo: str) -> None:
+    _, _, rest = demo.partition("Where to look next:")
+    paths = [line.strip() for line in rest.splitlines() if line.startswith("    ")][:3]
+    assert [Path(__file__).parents[1].joinpath(path).exists() for path in paths] == [True] * 3
+
+
+def test_an_act_that_fails_is_the_end_of_the_demo_and_of_its_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = []
+
+    def fail(stage: Stage) -> None:
+        urls.append(stage.url)
+        stage.check(False, "the sky should be blue")
+
+    monkeypatch.setattr(acts, "ACTS", (fail,))
+    monkeypatch.setattr(sys, "argv", ["demo", "--once", "--port", "0"])
+    assert main() == 1
+    assert capsys.readouterr().out.endswith("The demo failed: the sky should be blue.\n")
+    assert ends_soon(urls[0])
+
+
+def test_a_line_that_does_not_come_is_a_failure(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_module, "PATIENCE", 0.1)
+    with pytest.raises(DemoFailed, match=r"the log lacks task\.failed nobody"):
+        Stage(server).log("task.failed nobody")
+
+
+def test_ctrl_c_ends_the_acts_at_once_and_quietly() -> None:
+    with started(*DEMO, "--once") as process:
+        read_until(process, "> POST /contacts")  # now it waits for a task that hangs
+        process.send_signal(signal.SIGINT)
+        assert end(process) == (130, "")
+
+
+def test_without_once_it_serves_until_ctrl_c() -> None:
+    with started("-c", with_acts("acts.ACTS = ()"), "--port", "0") as process:
+        url = read_until(process, "or all of it in a browser").rpartition(" ")[2]
+        httpx.post(f"{url.removesuffix('/docs')}/orders", trust_env=False)
+        read_until(process, "task.failed      task=charge_card")
+        process.send_signal(signal.SIGINT)
+        read_until(process, "bgx.drained      finished=1 cancelled=['build_export")
+        assert end(process) == (0, "")
+
+
+def test_the_server_ends_with_a_demo_that_is_killed() -> None:
+    with started("-c", with_acts("acts.ACTS = ()"), "--port", "0") as process:
+        url = read_until(process, "or all of it in a browser").rpartition(" ")[2]
+    assert ends_soon(url)
+
+
+def test_a_reader_that_leaves_gets_no_traceback() -> None:
+    with started(*DEMO, "--once") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("package", ["httpx", "uvicorn"])
+def test_a_missing_package_says_which_extra_to_install(package: str) -> None:
+    script = f"""
+import runpy, sys
+sys.modules[{package!r}] = None
+runpy.run_module("fastapi_bgx.demo", run_name="__main__")
+"""
+    code, output, errors = run("-c", script)
+    assert (code, output) == (1, "")
+    assert errors == f"The demo needs {package}: pip install 'fastapi-bgx[demo]'\n"
+
+
+def test_a_port_that_is_taken_is_refused(server: Server) -> None:
+    code, output, errors = run(*DEMO, "--port", server.url.rpartition(":")[2])
+    assert (code, output) == (2, "")
+    assert "cannot be used" in errors
+    assert "leave --port out" in errors
+
+
+def test_port_8000_is_taken_when_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = free_port(0)
+    monkeypatch.setattr(server_module, "USUAL_PORT", free)
+    assert free_port(None) == free
+
+
+def test_another_port_is_taken_when_8000_is_not_free(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = int(server.url.rpartition(":")[2])
+    monkeypatch.setattr(server_module, "USUAL_PORT", busy)
+    assert free_port(None) != busy
+
+
+def test_a_server_that_cannot_start_shows_why(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with (
+        Server(int(server.url.rpartition(":")[2])) as second,
+        pytest.raises(DemoFailed, match="the server has ended"),
+    ):
+        Stage(second).log("no such line")
+    assert "address already in use" in capsys.readouterr().out
+
+
+def test_what_the_server_prints_beside_its_log_is_shown_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "nonsense")
+    with Server(free_port(0)) as server:
+        Stage(server).log("bgx.started")
+    assert "Invalid -W option ignored" in capsys.readouterr().out
+
+
+def test_a_server_that_ends_by_itself_is_a_failure() -> None:
+    with Server(free_port(0)) as server:
+        stage = Stage(server)
+        server.interrupt()
+        with pytest.raises(DemoFailed, match="the server has ended"):
+            acts.keep_serving(stage)
+        with pytest.raises(DemoFailed, match="GET /hello got no answer"):
+            stage.send("GET", "/hello")
+
+
+def test_a_server_that_does_not_end_is_a_failure(server: Server) -> None:
+    with pytest.raises(DemoFailed, match="does not end"):
+        Stage(server).follow(seconds=0)
+
+
+def test_an_answer_that_is_not_the_expected_one_is_a_failure(server: Server) -> None:
+    with pytest.raises(DemoFailed, match="answered 402"):
+        Stage(server).request("GET", "/hello", expect=402)
+
+
+def test_a_terminal_gets_colours_unless_it_says_no(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    Stage(server).title("bright")
+    monkeypatch.setenv("NO_COLOR", "1")
+    Stage(server).title("plain")
+    assert capsys.readouterr().out == "\n\x1b[1m1. bright\x1b[0m\n\n1. plain\n"
+
+
+def test_long_lines_of_the_log_are_wrapped_and_colours_take_no_room() -> None:
+    colour = "\x1b[32m"
+    assert wrapped(f"[info     ] {colour}event a=1 b=2", width=28) == [
+        f"[info     ] {colour}event a=1",
+        "            b=2",
+    ]
+
+
+def test_the_primes_are_right() -> None:
+    assert count_primes(30) == 10  # in a worker process this is not seen by coverage
