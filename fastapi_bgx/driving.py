@@ -6,6 +6,7 @@ task with a copied context.
 """
 
 import contextlib
+import inspect
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
@@ -57,3 +58,9 @@ async def drive(coroutine: Coroutine[Any, Any, T], context: Context) -> T:
 async def awaiting(awaitable: Awaitable[T]) -> T:
     """A coroutine for any awaitable."""
     return await awaitable
+
+
+def discard(value: object) -> None:
+    """Close a coroutine that nobody will await, so that Python does not warn of it."""
+    if inspect.iscoroutine(value):
+        value.close()

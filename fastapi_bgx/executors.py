@@ -23,7 +23,7 @@ from fastapi_bgx.attempt import (
     without_our_frames,
 )
 from fastapi_bgx.backends import Waiter
-from fastapi_bgx.driving import awaiting, drive, resume
+from fastapi_bgx.driving import awaiting, discard, drive, resume
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.processes import run_in_worker, warm_worker
 from fastapi_bgx.task import Task, current
@@ -185,8 +185,7 @@ class ThreadCall:
 
     def discard(self) -> None:
         """Nobody awaits what the function returned."""
-        if inspect.iscoroutine(self.value):
-            self.value.close()
+        discard(self.value)
         self.value = None
 
     def when_ended(self, callback: Callable[[], None]) -> None:

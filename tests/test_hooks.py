@@ -1,6 +1,7 @@
 """`@bgx.on_failure`: who is called, when, with what; and a hook that fails hurts nobody."""
 
 import asyncio
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from fastapi_bgx.listeners import hooks
 from fastapi_bgx.threads import Threads
 from tests.asgi import call, running
 from tests.logs import Lines, logged, named, one
+from tests.supervision import until
 
 pytestmark = pytest.mark.anyio
 
@@ -384,6 +386,23 @@ async def test_a_hook_that_hangs_is_left_behind(
     assert messages[0]["status"] == 200
     assert isinstance(one(lines, "bgx.hook_failed")["exc_info"], TimeoutError)
     assert called == ["fail"]
+
+
+async def test_what_a_hook_returns_too_late_is_not_awaited(
+    bgx: Bgx, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "HOOK_SECONDS", 0.01)
+    gate, returned = threading.Event(), list[Any]()
+
+    def hook(task: Task[Any], outcome: Outcome[Any]) -> object:
+        gate.wait(10)
+        returned.append(hang(task, outcome))
+        return returned[0]
+
+    bgx.on_failure(hook)
+    await call(made(bgx, add_failing))
+    gate.set()
+    await until(lambda: returned and inspect.getcoroutinestate(returned[0]) == "CORO_CLOSED")
 
 
 async def test_a_request_that_is_cancelled_does_not_wait_for_hooks(bgx: Bgx, lines: Lines) -> None:

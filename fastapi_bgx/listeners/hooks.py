@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import anyio
 
 from fastapi_bgx.backends import current_backend
+from fastapi_bgx.driving import discard
 from fastapi_bgx.notices import notice
 from fastapi_bgx.outcome import Outcome
 from fastapi_bgx.task import Task
@@ -66,18 +67,30 @@ async def _in_thread(threads: Threads, call: Callable[[], Any]) -> Any:
     """Call a sync hook where it cannot block the event loop."""
     backend, context = current_backend(), copy_context()
     mailbox, waiter = Mailbox(backend), backend.waiter()
-    result: list[Any] = []
-    error: list[BaseException] = []
+    value: Any = None
+    error: BaseException | None = None
+    left = False
 
     def work() -> None:
+        nonlocal value, error
         try:
-            result.append(context.run(call))
+            value = context.run(call)
         except BaseException as caught:
-            error.append(caught)
-        mailbox.post(waiter.set)
+            error = caught
+        mailbox.post(arrive)
+
+    def arrive() -> None:
+        if left:
+            discard(value)
+        waiter.set()
 
     threads.submit(work)
-    await waiter.wait()
-    if error:
-        raise error[0]
-    return result[0]
+    try:
+        await waiter.wait()
+    except BaseException:
+        left = True
+        discard(value)  # it may have arrived at the same moment
+        raise
+    if error is not None:
+        raise error
+    return value
