@@ -5,7 +5,7 @@ Whatever the function does, however bad, ends up in an `Ending`. Only what is no
 """
 
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 from fastapi_bgx.backends import Backend, Interrupt, is_cancellation
@@ -15,7 +15,7 @@ from fastapi_bgx.options import ExecutorName
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Mailbox, Threads
-from fastapi_bgx.timers import Timer, Timers
+from fastapi_bgx.timers import Lane, Timer, Timers
 
 UNWIND_SECONDS = 1.0
 """How long a cancelled function may take to end before it is reported as overrunning."""
@@ -75,54 +75,60 @@ class Workplace(Protocol):
         ...
 
 
+class Stoppable(Protocol):
+    """What a watch can do about a function that runs too long: the block that it runs in."""
+
+    def fire(self) -> None:
+        """Stop it, or stop waiting for it."""
+        ...
+
+    def abandon(self, message: str, /) -> None:
+        """It goes on though it was stopped: leave it where it stands, if that is possible."""
+        ...
+
+
 class Watch:
     """A function that runs: its timers, the way to stop it, and why it was stopped.
 
-    An async function that ends at its first step never has one.
+    An async function that ends at its first step never has one. It is itself the alarm that rings
+    after `slow_after` seconds, and what the runner keeps of a task that can be cancelled: one
+    object where three would be clearer costs 0.6 µs less for each task that waits for something.
     """
 
     __slots__ = (
-        "_abandon",
+        "_block",
         "_place",
         "_reported",
         "_slow",
-        "_stop",
         "_stopped_at",
         "_task",
         "_timeout",
+        "due",
+        "told_slow",
         "why",
     )
 
-    def __init__(
-        self,
-        place: Workplace,
-        task: Task[Any],
-        stop: Callable[[], None],
-        abandon: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, place: Workplace, task: Task[Any], block: Stoppable) -> None:
         self._place = place
         self._task = task
-        self._stop = stop
-        self._abandon = abandon
+        self._block = block
         self._timeout: Timer | None = None
-        self._slow: Timer | None = None
+        self._slow: Lane | None = None
         self._reported = False
-        self._stopped_at = 0.0
+        self.due: float = 0.0
+        """When it is slow, by the clock."""
         self.why: str = ""
+        """Why it was stopped; empty as long as it was not."""
+        self.told_slow: bool = False
+        """True once it has run for `slow_after` seconds."""
 
-    def __enter__(self) -> "Watch":
+    def start(self) -> None:
         """Make the task one that can be cancelled, and start its timers."""
         self._place.live[self._task] = self
         assert self._task.started_at is not None
         self._start_clock(self._task.started_at)
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
         """Stop the timers."""
         self.stop_clock()
         if self._reported:
@@ -142,7 +148,7 @@ class Watch:
             left = plan.timeout if spent < IMPRECISION else max(0.0, plan.timeout - spent)
             self._timeout = self._place.timers.start(left, self._time_out)
         if plan.slow_after is not None:
-            self._slow = self._place.timers.start(plan.slow_after, self._report_slow)
+            self._slow = self._place.timers.add(plan.slow_after, self)
 
     def cancel(self, reason: str) -> None:
         """Stop the function because of `reason`; the first reason is the one that counts."""
@@ -151,8 +157,7 @@ class Watch:
 
     def give_up(self) -> None:
         """It was cancelled and goes on: leave it where it stands."""
-        if self._abandon is not None:
-            self._abandon(ABANDON)
+        self._block.abandon(ABANDON)
 
     def judge(self, value: Any, error: BaseException | None, interrupt: Interrupt) -> Ending:
         """The ending of an async function, stopped or not."""
@@ -182,7 +187,7 @@ class Watch:
         self._stopped_at = self._place.clock()
         self.stop_clock()
         self._timeout = self._place.timers.start(UNWIND_SECONDS, self._report_overrun)
-        self._stop()
+        self._block.fire()
 
     def _report_overrun(self) -> None:
         self._reported = True
@@ -198,20 +203,21 @@ class Watch:
         if self._task.timed_out:
             self._stopped_at = self._task.deadline or 0.0
             self._publish_overran(ended=True)
-        if self._slow is not None and self._slow.due <= self._place.clock():
-            self._slow.cancel()
-            self._report_slow()
+        if self._slow is not None and not self.told_slow and self.due <= self._place.clock():
+            self.ring()
 
-    def _report_slow(self) -> None:
-        self._slow = None
+    def ring(self) -> None:
+        """It is slow."""
+        self.told_slow = True
         assert self._task.started_at is not None
         self._place.publish(TaskSlow(self._task, self._place.clock() - self._task.started_at))
 
     def stop_clock(self) -> None:
         """Let time pass without a timeout and without being slow, until `restart_clock`."""
-        for timer in (self._timeout, self._slow):
-            if timer is not None:
-                timer.cancel()
+        if self._timeout is not None:
+            self._timeout.cancel()
+        if self._slow is not None:
+            self._slow.cancel(self)
         self._timeout = self._slow = None
 
 

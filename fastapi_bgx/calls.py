@@ -1,6 +1,7 @@
 """What a function accepts, worked out once per function, and the check of a call against it."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ class Shape:
     """Its own signature (not one that it wraps); `None` when Python does not know."""
     least: int
     """The fewest positional arguments that are a complete call."""
-    most: float
+    most: int
     """The most positional arguments that it takes."""
 
 
@@ -112,10 +113,10 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _positional_range(signature: inspect.Signature | None) -> tuple[int, float]:
+def _positional_range(signature: inspect.Signature | None) -> tuple[int, int]:
     """How many positional arguments alone make a complete call; an empty range when none do."""
     if signature is None:
-        return 0, float("inf")
+        return 0, sys.maxsize
     least = most = 0
     unbounded = False
     for parameter in signature.parameters.values():
@@ -126,7 +127,7 @@ def _positional_range(signature: inspect.Signature | None) -> tuple[int, float]:
             unbounded = True
         elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             return 1, 0  # positional arguments alone are never enough
-    return least, float("inf") if unbounded else most
+    return least, sys.maxsize if unbounded else most
 
 
 def _short_name(func: Any) -> str:

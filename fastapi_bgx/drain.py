@@ -57,7 +57,7 @@ class Drain:
         """Refuse new tasks, wait for the live ones, cancel what is left, and report."""
         self._callers.add(current_task())  # a task that asks does not wait for itself
         self.announce(grace)
-        self._runner.refusing = True
+        self._runner.entrance.refuse()
         self._look()
         if self.report is None:
             waiter = self._runner.backend.waiter()
@@ -88,7 +88,7 @@ class Drain:
         if runner.telling or any(task not in self._callers for task in runner.live):
             return
         if not runner.closed:
-            if runner.refusing:
+            if runner.entrance.refusing:
                 self._close()
         elif self._callers or not runner.entrance.waiting:
             # Before anybody asks, requests are under way that may still call what they added.
@@ -96,7 +96,8 @@ class Drain:
 
     def _close(self) -> None:
         """Start nothing any more, cancel what is live, and give it a moment to end."""
-        self._runner.closed = self._runner.refusing = True
+        self._runner.closed = True
+        self._runner.entrance.refuse()
         for task in list(self._runner.live):
             entry = self._runner.live.get(task)
             if entry is not None and task not in self._callers:  # an earlier one may have ended it

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @types.coroutine
 def resume(
-    coroutine: Coroutine[Any, Any, T], context: Context, yielded: Any
+    coroutine: Coroutine[Any, Any, T] | Generator[Any, Any, T], context: Context, yielded: Any
 ) -> Generator[Any, Any, T]:
     """Go on with a coroutine that yielded at its first step; to be awaited."""
     step: Callable[[Any], Any]

@@ -8,9 +8,9 @@ import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
-from types import CoroutineType
-from typing import Any, NamedTuple, cast
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
+from typing import Any
 
 from fastapi_bgx.attempt import (
     OUTSIDE,
@@ -28,47 +28,43 @@ from fastapi_bgx.outcome import Status
 from fastapi_bgx.processes import run_in_worker, warm_worker
 from fastapi_bgx.task import Task, current
 
-
-class Steps(NamedTuple):
-    """A coroutine, and what it yielded at its first step."""
-
-    coroutine: Coroutine[Any, Any, Any]
-    yielded: object
+Steps = Generator[Any, Any, None]
+"""What `__await__` of a coroutine gives: the coroutine, as something to iterate over."""
+ENDED = object()
+"""What `first_step` gives when there is no second one."""
 
 
-def first_step(task: Task[Any]) -> Steps | None:
-    """Call an async function and make its first step; runs inside the task's context.
+async def call_async(task: Task[Any]) -> None:
+    """Call an async function as the current task; what it returns is left in the task.
 
-    Gives what is left of it; `None` when it has returned already, with its value in the task.
-    A coroutine function that never waits ends here: it needs no timer, no interrupt and no
-    coroutine of ours around it. Measured: 0.4 µs, against 4 µs with them.
+    Nothing is returned: Python would raise StopIteration to hand it over, which costs 0.14 µs.
     """
     current.set(task)
-    coroutine: Any = task.func(*task.args, **task.kwargs)
-    if not isinstance(coroutine, CoroutineType):
-        return Steps(awaiting(coroutine), NOT_STEPPED)
-    steps = cast("Coroutine[Any, Any, Any]", coroutine)
-    try:
-        return Steps(steps, steps.send(None))
-    except StopIteration as stop:
-        task.value = stop.value
-        return None
+    task.value = await task.func(*task.args, **task.kwargs)
 
 
-NOT_STEPPED = object()
+def first_step(context: Context, steps: Steps) -> object:
+    """What a coroutine yields at its first step; `ENDED` when it has returned already.
+
+    A coroutine function that never waits ends here: it needs no timer, no interrupt and no
+    coroutine of ours around it. Measured: 0.3 µs, against 2.5 µs with them.
+    """
+    return context.run(next, steps, ENDED)
 
 
-def go_on(task: Task[Any], place: Workplace, steps: Steps) -> Awaitable[Ending]:
+def go_on(
+    task: Task[Any], place: Workplace, steps: Steps, yielded: object
+) -> Awaitable[Ending | None]:
     """The attempt that `first_step` began, from there to its end."""
-    context = task.context
-    assert context is not None, "a task that has ended runs on"
-    if steps.yielded is NOT_STEPPED:
-        return watched(task, place, drive(steps.coroutine, context))
-    return watched(task, place, resume(steps.coroutine, context, steps.yielded))
+    assert task.context is not None, "a task that has ended runs on"
+    return watched(task, place, resume(steps, task.context, yielded))
 
 
-async def run_attempt(task: Task[Any], place: Workplace) -> Ending:
-    """Call the task's function once, and say how that ended."""
+async def run_attempt(task: Task[Any], place: Workplace) -> Ending | None:
+    """Call the task's function once, and say how that ended.
+
+    `None` when it just succeeded: what it returned is in the task.
+    """
     executor = task.plan.executor
     if executor == "async":
         return await on_loop(task, place)
@@ -77,7 +73,7 @@ async def run_attempt(task: Task[Any], place: Workplace) -> Ending:
     return await in_process(task, place)
 
 
-async def on_loop(task: Task[Any], place: Workplace) -> Ending:
+async def on_loop(task: Task[Any], place: Workplace) -> Ending | None:
     """Call a function on the event loop."""
     context = task.context
     assert context is not None, "a task that has ended runs again"
@@ -86,27 +82,39 @@ async def on_loop(task: Task[Any], place: Workplace) -> Ending:
     except BaseException as error:
         return judge(None, error)
     if not inspect.isawaitable(result):  # a sync function that was told to run here
-        return Ending(Status.SUCCEEDED, result)
+        task.value = result
+        return None
     return await watched(task, place, drive(awaiting(result), context))
 
 
-async def watched(task: Task[Any], place: Workplace, rest: Any) -> Ending:
-    """Await `rest`, which may be stopped at any moment."""
+async def watched(task: Task[Any], place: Workplace, rest: Awaitable[Any]) -> Ending | None:
+    """Await `rest`, which may be stopped at any moment. `None` when it just succeeded.
+
+    What it returns is left in the task, if it is not there already.
+    """
     interrupt = place.backend.interrupt()
-    value, error = None, None
-    with Watch(place, task, interrupt.fire, interrupt.abandon) as watch:
-        try:
-            with interrupt:
-                value = await rest
-        except BaseException as caught:
-            error = caught
-        return watch.judge(value, error, interrupt)
+    watch = Watch(place, task, interrupt)
+    error = ending = None
+    watch.start()
+    try:
+        with interrupt:
+            value = await rest
+            if value is not None:
+                task.value = value
+    except BaseException as caught:
+        error = caught
+    if error is not None or watch.why or watch.told_slow or interrupt.outside:
+        ending = watch.judge(task.value, error, interrupt)
+    watch.end()
+    return ending
 
 
-async def in_thread(task: Task[Any], place: Workplace) -> Ending:
+async def in_thread(task: Task[Any], place: Workplace) -> Ending | None:
     """Call a function in a thread of ours; go on without it when it does not end in time."""
     call, outside = ThreadCall(task, place), None
-    with Watch(place, task, call.waiter.set) as watch:
+    watch = Watch(place, task, call)
+    watch.start()
+    try:
         try:
             place.threads.submit(call.work)
         except RuntimeError as error:  # the system has no more threads
@@ -117,6 +125,8 @@ async def in_thread(task: Task[Any], place: Workplace) -> Ending:
             outside = error
         if not call.ended:
             return call.leave(watch.why, outside)
+    finally:
+        watch.end()
     if call.error is None and inspect.isawaitable(call.value):
         # A lambda, or a sync wrapper of an async function: the work is in what it returned.
         if outside is None and task.context is not None:
@@ -183,6 +193,13 @@ class ThreadCall:
             ending = Ending(Status.CANCELLED, error=self._where(), reason=why)
         return ending._replace(lingering=self)
 
+    def fire(self) -> None:
+        """Do not wait for it any longer."""
+        self.waiter.set()
+
+    def abandon(self, message: str, /) -> None:
+        """Nobody waits for it: there is nothing to leave."""
+
     def discard(self) -> None:
         """Nobody awaits what the function returned."""
         discard(self.value)
@@ -216,18 +233,20 @@ class ThreadCall:
 async def in_process(task: Task[Any], place: Workplace) -> Ending:
     """Call a function in a worker process, which a timeout kills."""
     interrupt = place.backend.interrupt()
+    watch = Watch(place, task, interrupt)
     value, raised, error = None, None, None
-    with Watch(place, task, interrupt.fire) as watch:
-        try:
-            with interrupt:
-                if task.plan.timeout is not None:
-                    watch.stop_clock()  # a new worker may take longer to start than the function
-                    await warm_worker(task)
-                    watch.restart_clock()
-                value, raised = await run_in_worker(task)
-        except BaseException as caught:
-            error = caught
-        ending = watch.judge(value, error, interrupt)
+    watch.start()
+    try:
+        with interrupt:
+            if task.plan.timeout is not None:
+                watch.stop_clock()  # a new worker may take longer to start than the function
+                await warm_worker(task)
+                watch.restart_clock()
+            value, raised = await run_in_worker(task)
+    except BaseException as caught:
+        error = caught
+    ending = watch.judge(value, error, interrupt)
+    watch.end()
     if raised is not None and ending.status is Status.SUCCEEDED:
         return ending._replace(status=Status.FAILED, error=raised)
     return ending

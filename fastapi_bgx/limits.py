@@ -5,6 +5,7 @@ Slots are taken one limiter after the other in one fixed order, so that no two t
 each other.
 """
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
@@ -36,7 +37,7 @@ class Limiter:
         self, name: str, slots: int | None, emptied: Callable[[], None] | None = None
     ) -> None:
         self.name: str = name
-        self.slots: float = float("inf") if slots is None else slots
+        self.slots: int = sys.maxsize if slots is None else slots
         self.taken: int = 0
         self.waiting: int = 0
         self._queue: deque[Ticket] = deque()
@@ -78,7 +79,7 @@ class Limiter:
 
     def stats(self) -> LimiterStats:
         """A snapshot."""
-        slots = None if self.slots == float("inf") else int(self.slots)
+        slots = None if self.slots == sys.maxsize else self.slots
         return LimiterStats(slots=slots, taken=self.taken, waiting=self.waiting)
 
     def _forget_if_idle(self) -> None:

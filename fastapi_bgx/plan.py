@@ -42,6 +42,8 @@ class Plan:
     """Seconds after which an end is late or slow; the shorter of the two, or infinity."""
     by_hand: bool
     """A coroutine function on the event loop: its first step can be made by hand."""
+    only: Limiter | None
+    """Its one limiter, if it has just one: what most tasks need."""
 
 
 class Planner:
@@ -55,7 +57,7 @@ class Planner:
         self.concurrency: Limiter = Limiter("concurrency", settings.max_concurrency)
         self.threads: Limiter = Limiter("threads", settings.max_threads)
         self.processes: Limiter = Limiter("processes", settings.max_processes)
-        self._plain: dict[int, tuple[weakref.ref[Any], Plan]] = {}
+        self._plain: dict[int, Plan] = {}  # of those functions, without options, that live
         self._plans: dict[Key, tuple[weakref.ref[Any], Plan, TaskOptions | None]] = {}
 
     def plan(self, func: Any, options: TaskOptions | None) -> Plan:
@@ -67,12 +69,13 @@ class Planner:
         """
         if options is None:
             known = self._plain.get(id(func))
-            if known is not None and known[0]() is func:
-                return known[1]
+            if known is not None:
+                return known
         return self._find(func, options)
 
     # Plans are remembered by id and weak reference: hashing a function through WeakKeyDictionary
-    # costs 0.35 µs, and a strong reference would keep every closure that was ever added.
+    # costs 0.35 µs, and a strong reference would keep every closure that was ever added. An id is
+    # forgotten by the callback of the reference, before another object can have it.
 
     def _find(self, func: Any, options: TaskOptions | None) -> Plan:
         bound = type(func) is MethodType
@@ -102,7 +105,7 @@ class Planner:
             options,
         )  # the options stay alive: their id is in the key
         if options is None and not key[1]:
-            self._plain[key[0]] = reference, plan
+            self._plain[key[0]] = plan
 
     def _make(self, func: Any, using: TaskOptions | None) -> Plan:
         shape = shape_of(func)
@@ -117,6 +120,9 @@ class Planner:
         limiter = None if options.limit is None else self.limits.named(options.limit)
         keyed = limiter if isinstance(limiter, KeyedLimiter) else None
         named = (limiter,) if isinstance(limiter, Limiter) else ()
+        # From the scarce to the plentiful, so that nobody holds a common slot while it waits for a
+        # rare one; one order for all, so that nobody waits in a circle.
+        limiters = (*named, *self._pools(executor), self.concurrency)
         return Plan(
             name=name,
             shape=shape,
@@ -128,12 +134,11 @@ class Planner:
             concurrent=bool(options.concurrent),
             limit=None if limiter is None else _limit_name(options),
             keyed=keyed,
-            # From the scarce to the plentiful, so that nobody holds a common slot while it waits
-            # for a rare one; one order for all, so that nobody waits in a circle.
-            limiters=(*named, *self._pools(executor), self.concurrency),
+            limiters=limiters,
             handed_over=bool(options.detached or options.concurrent),
             notable_after=min(options.timeout or math.inf, options.slow_after or math.inf),
             by_hand=self._eager and executor == "async" and shape.is_async,
+            only=limiters[0] if keyed is None and len(limiters) == 1 else None,
         )
 
     def _pools(self, executor: ExecutorName) -> tuple[Limiter, ...]:

@@ -34,12 +34,13 @@ from fastapi_bgx.events import (
     TaskExpired,
     TaskFailed,
     TaskOverran,
+    TaskQueued,
     TaskSlow,
     TaskStarted,
     TaskSucceeded,
     TaskTimedOut,
 )
-from fastapi_bgx.executors import first_step, go_on, run_attempt
+from fastapi_bgx.executors import ENDED, call_async, first_step, go_on, run_attempt
 from fastapi_bgx.limits import Limiter, release_slots, take_slots
 from fastapi_bgx.listeners.hooks import FailureHooks
 from fastapi_bgx.notices import notice
@@ -80,8 +81,6 @@ class Runner:
         self.prefix: str = common.prefix
         self.detaching = False
         """True while a lifespan is active: detached tasks may outlive their request."""
-        self.refusing: bool = False
-        """True when only running tasks may add tasks."""
         self.closed: bool = False
         """True when nothing is started any more."""
         self.when_finished: Callable[[Task[Any]], None] | None = None
@@ -101,7 +100,13 @@ class Runner:
         self._ready: deque[Task[Any]] = deque()
         self._worker_starting = False
         self._pausing = 0  # workers that will go on at once, so that no other is needed
-        self._succeeded = 0  # at the first step; to hash a Status costs 0.2 µs
+        self._succeeded = 0  # apart from the others: to hash a Status costs 0.2 µs
+        self._learn()
+
+    @property
+    def refusing(self) -> bool:
+        """True when only running tasks may add tasks."""
+        return self.entrance.refusing
 
     # Entering: `self.entrance.accept`, in the route.
 
@@ -132,7 +137,11 @@ class Runner:
         if self.closed:
             self._cancel_unstarted(task)
             return None
-        limiters = plan.limiters if plan.keyed is None else self._limiters(task)
+        only = plan.only
+        if only is not None and only.taken < only.slots and not only.waiting:
+            only.taken += 1  # what `take_slots` comes down to for one limiter: 0.1 µs less
+            return self._begin(task, plan.limiters)
+        limiters = self._limiters(task)
         if take_slots(limiters):
             return self._begin(task, limiters)
         return self._run_later(task, limiters)
@@ -243,7 +252,8 @@ class Runner:
         """End what waits, if the loop is about to end; false when it goes on."""
         if not self.backend.ending():
             return False
-        self.closed = self.refusing = True
+        self.closed = True
+        self.entrance.refuse()
         for task in list(self.live):
             entry = self.live.get(task)
             if not (entry is None or isinstance(entry, Watch)):  # an earlier one may have ended it
@@ -271,22 +281,23 @@ class Runner:
         plan = task.plan
         if plan.timeout is not None:
             task.deadline = started + plan.timeout
-        if TaskStarted in self._publisher.heard:
+        if self._tells_start:
             self.publish(TaskStarted(task, task.attempt, started - task.added_at))
-        if not plan.by_hand or task.context is None:
+        context = task.context
+        if not plan.by_hand or context is None:
             return self._go_on(task, limiters, run_attempt(task, self))
+        steps = call_async(task).__await__()
         try:
-            steps = task.context.run(first_step, task)
+            yielded = first_step(context, steps)
         except BaseException as error:
             return self._complete(task, limiters, judge(None, error))
-        if steps is not None:
-            return self._go_on(task, limiters, go_on(task, self, steps))
-        release_slots(limiters)
-        self._finish_success(task)
+        if yielded is not ENDED:
+            return self._go_on(task, limiters, go_on(task, self, steps, yielded))
+        self._succeed(task, limiters)
         return None
 
     async def _go_on(
-        self, task: Task[Any], limiters: tuple[Limiter, ...], rest: Awaitable[Ending]
+        self, task: Task[Any], limiters: tuple[Limiter, ...], rest: Awaitable[Ending | None]
     ) -> None:
         try:
             ending = await rest
@@ -297,7 +308,11 @@ class Runner:
                 self.finish(task, Ending(Status.CANCELLED, reason=LOOP_ENDED))
                 task.context = None
             raise
-        await self._complete(task, limiters, ending)
+        if ending is None:
+            self.live.pop(task, None)
+            self._succeed(task, limiters)
+        else:
+            await self._complete(task, limiters, ending)
 
     async def _complete(
         self, task: Task[Any], limiters: tuple[Limiter, ...], ending: Ending
@@ -332,17 +347,23 @@ class Runner:
             task.context = None
         self._follow_up(task)
 
-    def _finish_success(self, task: Task[Any]) -> None:
-        """What `finish` comes down to for a task that succeeded at its first step: 0.3 µs less."""
-        task.status, task.ended_at = DONE, self.clock()
+    def _succeed(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
+        """What `_complete` comes down to for a task that just succeeded: 1 µs less."""
+        for limiter in limiters:
+            if limiter.waiting or limiter.keyed:
+                limiter.release()
+            else:
+                limiter.taken -= 1
+        task.status = DONE
+        task.ended_at = ended = self.clock()
         self._succeeded += 1
         if task.ended_event is not None:
             task.ended_event.set()
-        if task.ended_at - task.added_at > task.plan.notable_after:
+        if ended - task.added_at > task.plan.notable_after:
             self._report_blocking(task)
-        if TaskSucceeded in self._publisher.heard:
+        if self._tells_success:
             self.publish(TaskSucceeded(task))
-        task.context = None
+        task.context = None  # it leads back to the task: a cycle for the garbage collector
         if task.followed_by is not None or self.when_finished is not None:
             self._follow_up(task)
 
@@ -428,6 +449,14 @@ class Runner:
     def refresh(self) -> None:
         """Ask the listeners anew what they hear; once for each request."""
         self._publisher.refresh()
+        self._learn()
+
+    def _learn(self) -> None:
+        """Keep what is asked for each task: a look into a dictionary costs 0.05 µs."""
+        heard = self._publisher.heard
+        self.entrance.tells = TaskQueued in heard
+        self._tells_start = TaskStarted in heard
+        self._tells_success = TaskSucceeded in heard
 
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""

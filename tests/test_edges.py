@@ -17,6 +17,7 @@ from fastapi_bgx.background import upgrade
 from fastapi_bgx.backlog import Waiting
 from fastapi_bgx.calls import Shape, arguments_by_name
 from fastapi_bgx.events import TaskSucceeded
+from fastapi_bgx.executors import ThreadCall
 from fastapi_bgx.limits import Admission, Limiter
 from fastapi_bgx.runners import Runners
 
@@ -134,12 +135,17 @@ async def test_a_thread_is_refused_when_the_backlog_is_full() -> None:
     await tasks()
 
 
-async def test_a_watch_without_a_way_to_give_up_goes_on() -> None:
+async def test_a_thread_that_is_given_up_is_not_touched() -> None:
+    """A drain gives up what does not end; a thread is left behind long before."""
     runner = Bgx(Settings()).runners.current()
     task = runner.entrance.accept(nothing, (), {}, None)
     task.started_at = runner.clock()
-    with Watch(runner, task, lambda: None) as watch:
-        watch.give_up()
+    call = ThreadCall(task, runner)
+    watch = Watch(runner, task, call)
+    watch.start()
+    watch.give_up()
+    watch.end()
+    assert not call.ended
     runner.drop(task, "only watched")
 
 
@@ -170,7 +176,7 @@ async def test_a_task_is_async_when_its_function_is() -> None:
 
 
 def test_the_arguments_of_a_function_without_a_signature_are_those_by_keyword() -> None:
-    unknown = Shape("f", is_async=False, signature=None, least=0, most=float("inf"))
+    unknown = Shape("f", is_async=False, signature=None, least=0, most=9)
     assert arguments_by_name(unknown, (1,), {"a": 2}) == {"a": 2}
 
 
