@@ -84,8 +84,12 @@ class BackgroundTasks(StockBackgroundTasks):
             if tracing() or instrumented():
                 self._supervise_stock()
                 await super().__call__()
-            else:
-                await self._call_untraced()
+            else:  # what that does where no span can be open: 0.9 µs less for each task
+                for task in self.tasks:
+                    ours: Task[Any] = task if type(task) is Task else self._adopt(task)
+                    rest = ours.runner.start(ours)
+                    if rest is not None:
+                        await rest
             if self._any_concurrent:
                 await self._join_concurrent()
             self._seen = len(self.tasks)
@@ -94,14 +98,6 @@ class BackgroundTasks(StockBackgroundTasks):
             raise
         finally:
             self._over = True
-
-    async def _call_untraced(self) -> None:
-        """What `super().__call__()` does where no span can be open: 0.9 µs less for each task."""
-        for task in self.tasks:
-            ours = task if _is_ours(task) else self._supervise_in_place(task)
-            rest = ours.runner.start(ours)
-            if rest is not None:
-                await rest
 
     def _is_of_a_task(self, error: BaseException) -> bool:
         """True for what a task raised; false for what came from outside."""
@@ -139,8 +135,9 @@ class BackgroundTasks(StockBackgroundTasks):
 
     def __del__(self) -> None:
         """Report what was added and never called. Without the middleware only this notices."""
-        if not sys.is_finalizing():  # pragma: no branch - no test sees the interpreter's end
-            for task in getattr(self, "tasks", ())[self._seen :]:
+        added: list[BackgroundTask] = getattr(self, "tasks", [])
+        if len(added) > self._seen and not sys.is_finalizing():
+            for task in added[self._seen :]:
                 if _is_ours(task) and not task.claimed:
                     task.runner.drop_from_any_thread(task, "it was never called")
 
@@ -176,7 +173,7 @@ class BackgroundTasks(StockBackgroundTasks):
             task.follows, self._last_detached = self._last_detached, task
         return self._at_once and task.plan.detached and task.runner.start_now(task)
 
-    def _supervise_in_place(self, stock: BackgroundTask) -> Task[Any]:
+    def _adopt(self, stock: BackgroundTask) -> Task[Any]:
         """In the list, too: whoever looks for what was not called must not find it there."""
         task = nearest_runners().supervise(stock)
         self.tasks[self.tasks.index(stock)] = task

@@ -40,7 +40,11 @@ async def call_async(task: Task[Any]) -> None:
     Nothing is returned: Python would raise StopIteration to hand it over, which costs 0.14 µs.
     """
     current.set(task)
-    task.value = await task.func(*task.args, **task.kwargs)
+    func: Any = task.func
+    if task.kwargs:
+        task.value = await func(*task.args, **task.kwargs)
+    else:  # 0.05 µs less
+        task.value = await func(*task.args)
 
 
 def first_step(context: Context, steps: Steps) -> object:

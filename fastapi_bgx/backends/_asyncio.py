@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any
@@ -36,8 +37,8 @@ class AsyncioInterrupt:
 
     __slots__ = ("_before", "_fired", "_host", "caught", "outside")
 
-    def __init__(self) -> None:
-        host = asyncio.current_task()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        host = current_task(loop)
         assert host is not None, "entered outside of an asyncio task"
         self._host: asyncio.Task[Any] | None = host
         self._before = host.cancelling()
@@ -76,6 +77,8 @@ class AsyncioInterrupt:
         """Leave the block; True when the cancellation was ours alone."""
         host, self._host = self._host, None
         assert host is not None, "left twice"
+        if error is None and not self._fired:  # what happens nearly always
+            return False
         for _ in range(self._fired):
             host.uncancel()
         # Only where a cancellation came out: asyncio delivers one once, and who swallowed it goes
@@ -119,7 +122,7 @@ class AsyncioBackend:
 
     def interrupt(self) -> AsyncioInterrupt:
         """A new interrupt."""
-        return AsyncioInterrupt()
+        return AsyncioInterrupt(self._loop)
 
     def ending(self) -> bool:
         """True when the runner of the loop has cancelled every task."""
