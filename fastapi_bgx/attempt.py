@@ -28,10 +28,10 @@ LOOP_ENDED = "the event loop ended"
 
 
 class Cancellable(Protocol):
-    """Something live that can be cancelled: a task that waits, or a function that runs."""
+    """Where a live task is: it waits somewhere, perhaps with others, or its function runs."""
 
-    def cancel(self, reason: str) -> None:
-        """Have it end soon, because of `reason`."""
+    def cancel(self, task: Task[Any], reason: str) -> None:
+        """Have the task end soon, because of `reason`."""
         ...
 
 
@@ -150,9 +150,9 @@ class Watch:
         if plan.slow_after is not None:
             self._slow = self._place.timers.add(plan.slow_after, self)
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, task: Task[Any], reason: str) -> None:
         """Stop the function because of `reason`; the first reason is the one that counts."""
-        self._task.cancelled = True
+        task.cancelled = True
         self._end_early(self.why or reason)
 
     def give_up(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fastapi_bgx.attempt import Ending
-from fastapi_bgx.limits import Admission, Limiter, release_slots
+from fastapi_bgx.limits import Admission, Limiter, nothing
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.task import Task
 from fastapi_bgx.timers import Timer, Timers
@@ -23,75 +23,59 @@ class Finisher(Protocol):
         ...
 
 
-class Following:
-    """The place of a detached task whose sibling before it has not ended."""
+class Followers:
+    """The place of the detached tasks whose sibling before them has not ended."""
 
-    __slots__ = ("_runner", "_task")
-
-    def __init__(self, runner: Finisher, task: Task[Any]) -> None:
+    def __init__(self, runner: Finisher) -> None:
         self._runner = runner
-        self._task = task
 
-    def cancel(self, reason: str) -> None:
-        """End the task where it stands."""
-        self._runner.finish(self._task, Ending(Status.CANCELLED, reason=reason))
-
-
-class Ready:
-    """The place of a task that holds its slots, and waits for a worker."""
-
-    __slots__ = ("_runner", "_task", "limiters")
-
-    def __init__(self, runner: Finisher, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
-        self._runner = runner
-        self._task = task
-        self.limiters: tuple[Limiter, ...] = limiters
-
-    def cancel(self, reason: str) -> None:
-        """End the task where it stands."""
-        release_slots(self.limiters)
-        self._runner.finish(self._task, Ending(Status.CANCELLED, reason=reason))
+    def cancel(self, task: Task[Any], reason: str) -> None:
+        """End a task where it stands."""
+        self._runner.finish(task, Ending(Status.CANCELLED, reason=reason))
 
 
-class Waiting:
+class Waiting(Admission):
     """The place of a task that waits for slots, for `queue_timeout` seconds at most."""
 
-    __slots__ = ("_admission", "_ended", "_ready", "_runner", "_task", "_timer")
+    __slots__ = ("_ended", "_runner", "_task", "_then", "_timer")
 
     def __init__(
         self,
         runner: Finisher,
         task: Task[Any],
         limiters: tuple[Limiter, ...],
-        ready: Callable[[], None],
+        then: Callable[[Task[Any]], None],
         ended: Callable[[], None] | None = None,
     ) -> None:
+        super().__init__(limiters, nothing)
         self._runner = runner
-        self._task = task
-        self._ready = ready
+        self._task: Task[Any] | None = task
+        self._then = then
         self._ended = ended
         self._timer: Timer | None = None
         if task.plan.queue_timeout is not None:
             self._timer = runner.timers.start(task.plan.queue_timeout, self._expire)
-        self._admission = Admission(limiters, self._admitted)
-        self._admission.start()
+        self.start()
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, task: Task[Any], reason: str) -> None:  # noqa: ARG002 - it has only one
         """End the task where it stands."""
         self._end(Ending(Status.CANCELLED, reason=reason))
 
-    def _admitted(self) -> None:
+    def admitted(self) -> None:
+        """All slots are held."""
         self._stop_timer()
-        self._ready()
+        assert self._task is not None, "admitted after its end"
+        self._then(self._task)
 
     def _expire(self) -> None:
         self._end(Ending(Status.EXPIRED))
 
     def _end(self, ending: Ending) -> None:
         self._stop_timer()
-        self._admission.abandon()
-        if not self._task.done:
-            self._runner.finish(self._task, ending)
+        self.abandon()
+        task, self._task = self._task, None  # what is left in a queue keeps no task alive
+        if task is not None and not task.done:
+            self._runner.finish(task, ending)
         if self._ended is not None:
             self._ended()
 

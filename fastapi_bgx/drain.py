@@ -101,7 +101,7 @@ class Drain:
         for task in list(self._runner.live):
             entry = self._runner.live.get(task)
             if entry is not None and task not in self._callers:  # an earlier one may have ended it
-                entry.cancel(SHUTDOWN)
+                entry.cancel(task, SHUTDOWN)
         self._set_timer(UNWIND_SECONDS, self._give_up)
         self._look()
 

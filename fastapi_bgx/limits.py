@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi_bgx.errors import LimitConflict, UnknownLimit
 from fastapi_bgx.options import Limit, normal_name
@@ -19,13 +19,15 @@ from fastapi_bgx.reports import LimiterStats
 FEW = 64
 
 
-class Ticket:
+class Place(Protocol):
     """A place in the queue of one limiter."""
 
-    __slots__ = ("granted",)
+    waits: bool
+    """False once it was granted or given up: what is left of it in the queue is skipped."""
 
-    def __init__(self, granted: Callable[[], None]) -> None:
-        self.granted: Callable[[], None] | None = granted
+    def grant(self) -> None:
+        """The slot is taken for it."""
+        ...
 
 
 class Limiter:
@@ -40,7 +42,7 @@ class Limiter:
         self.slots: int = sys.maxsize if slots is None else slots
         self.taken: int = 0
         self.waiting: int = 0
-        self._queue: deque[Ticket] = deque()
+        self._queue: deque[Place] = deque()
         self._emptied = emptied
         self.keyed: bool = emptied is not None
 
@@ -49,30 +51,29 @@ class Limiter:
         """True when a slot is free and nobody waited for it earlier."""
         return self.taken < self.slots and not self.waiting
 
-    def wait(self, granted: Callable[[], None]) -> Ticket:
-        """Queue up: `granted` is called once, with the slot already taken for it."""
-        ticket = Ticket(granted)
-        self._queue.append(ticket)
+    def queue_up(self, place: Place) -> None:
+        """Have `place` granted once, with the slot already taken for it."""
+        place.waits = True
+        self._queue.append(place)
         self.waiting += 1
-        return ticket
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give a place in the queue up. Its entry is skipped when its turn comes."""
-        if ticket.granted is not None:
-            ticket.granted = None
+    def leave(self, place: Place) -> None:
+        """Give a place in the queue up. What is left of it is skipped when its turn comes."""
+        if place.waits:
+            place.waits = False
             self.waiting -= 1
             if len(self._queue) > 2 * self.waiting + FEW:  # its turn may never come
-                self._queue = deque(each for each in self._queue if each.granted is not None)
+                self._queue = deque(each for each in self._queue if each.waits)
             self._forget_if_idle()
 
     def release(self) -> None:
         """Give a slot back: to the first in the queue, if there is one."""
         while self._queue:
-            ticket = self._queue.popleft()
-            granted, ticket.granted = ticket.granted, None
-            if granted is not None:
+            place = self._queue.popleft()
+            if place.waits:
+                place.waits = False
                 self.waiting -= 1
-                granted()
+                place.grant()
                 return
         self.taken -= 1
         self._forget_if_idle()
@@ -189,43 +190,50 @@ def _parts(function: FunctionType) -> tuple[Any, ...]:
 
 
 class Admission:
-    """One task's way through its limiters: takes each slot in order, waiting where it has to."""
+    """One task's way through its limiters: takes each slot in order, waiting where it has to.
 
-    __slots__ = ("_held", "_limiters", "_ready", "_ticket")
+    It is itself its place in their queues: a hundred thousand tasks may stand there.
+    """
+
+    __slots__ = ("_held", "_limiters", "_ready", "waits")
 
     def __init__(self, limiters: tuple[Limiter, ...], ready: Callable[[], None]) -> None:
         self._limiters = limiters
         self._held = 0
         self._ready = ready
-        self._ticket: Ticket | None = None
+        self.waits: bool = False
 
     def start(self) -> None:
         """Take what is free; `ready` is called when all slots are held, perhaps at once."""
         while self._held < len(self._limiters):
             limiter = self._limiters[self._held]
             if not limiter.free:
-                self._ticket = limiter.wait(self._granted)
+                limiter.queue_up(self)
                 return
             limiter.taken += 1
             self._held += 1
-        ready, self._ready = self._ready, _nothing  # whose it is leads back here: a cycle
+        self.admitted()
+
+    def admitted(self) -> None:
+        """All slots are held."""
+        ready, self._ready = self._ready, nothing  # whose it is leads back here: a cycle
         ready()
 
     def abandon(self) -> None:
         """Stop waiting and give back what is held."""
-        self._ready = _nothing
-        if self._ticket is not None:
-            self._limiters[self._held].leave(self._ticket)
+        self._ready = nothing
+        if self.waits:
+            self._limiters[self._held].leave(self)
         release_slots(self._limiters[: self._held])
         self._held = 0
 
-    def _granted(self) -> None:
-        self._ticket = None
+    def grant(self) -> None:
+        """The next slot is held: go on."""
         self._held += 1
         self.start()
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """What an admission calls that is over."""
 
 

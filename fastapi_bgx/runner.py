@@ -1,15 +1,13 @@
 """The runner: owns every live task of one event loop, from `add_task` to its final event.
 
-The path of a task reads from top to bottom: `entrance.accept`, `start`, `_begin`, `_complete`,
-`finish`; what was handed over goes through `_spawn` and `_work` in between. What a single call
+The path of a task reads from top to bottom: `entrance.accept`, `start`, `begin`, `_complete`,
+`finish`; what was handed over goes through `_spawn` and `workers.py` in between. What a single call
 does is in `executors.py`, and shutting down in `drain.py`.
 """
 
-import itertools
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,7 +21,7 @@ from fastapi_bgx.attempt import (
     judge,
 )
 from fastapi_bgx.backends import Backend
-from fastapi_bgx.backlog import Following, Ready, Waiting
+from fastapi_bgx.backlog import Followers, Waiting
 from fastapi_bgx.driving import drive
 from fastapi_bgx.entrance import Common, Entrance
 from fastapi_bgx.events import (
@@ -52,8 +50,8 @@ from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Mailbox, Threads
 from fastapi_bgx.timers import Timers
+from fastapi_bgx.workers import Workers
 
-TASKS_BETWEEN_YIELDS = 64
 RUNNING, DONE = Status.RUNNING, Status.SUCCEEDED  # on Python 3.11, to look one up costs 0.1 µs
 
 
@@ -97,9 +95,8 @@ class Runner:
         self.entrance: Entrance = Entrance(self, settings, self._planner, publisher, common, clock)
         """Where calls become tasks. The one part that other threads may use."""
         self._totals = dict.fromkeys((s for s in Status if s.final), 0)
-        self._ready: deque[Task[Any]] = deque()
-        self._worker_starting = False
-        self._pausing = 0  # workers that will go on at once, so that no other is needed
+        self._take = Workers(self).take
+        self._followers = Followers(self)
         self._succeeded = 0  # apart from the others: to hash a Status costs 0.2 µs
         self._learn()
 
@@ -140,10 +137,10 @@ class Runner:
         only = plan.only
         if only is not None and only.taken < only.slots and not only.waiting:
             only.taken += 1  # what `take_slots` comes down to for one limiter: 0.1 µs less
-            return self._begin(task, plan.limiters)
-        limiters = self._limiters(task)
+            return self.begin(task, plan.limiters)
+        limiters = self.limiters_of(task)
         if take_slots(limiters):
-            return self._begin(task, limiters)
+            return self.begin(task, limiters)
         return self._run_later(task, limiters)
 
     def start_now(self, task: Task[Any]) -> bool:
@@ -168,7 +165,7 @@ class Runner:
     async def _run_later(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
         """Run a task in the coroutine of its request, once it has its slots."""
         if await self._wait_for_slots(task, limiters):
-            rest = self._begin(task, limiters)
+            rest = self.begin(task, limiters)
             if rest is not None:
                 await rest
 
@@ -181,74 +178,33 @@ class Runner:
         before, task.follows = task.follows, None
         if before is not None and not before.done:
             before.followed_by = task
-            self.live[task] = Following(self, task)
+            self.live[task] = self._followers
             return
-        limiters = self._limiters(task)
+        limiters = self.limiters_of(task)
         if take_slots(limiters):
-            self._make_ready(task, limiters)
+            self._take(task)
         else:
-            self.live[task] = Waiting(
-                self, task, limiters, ready=lambda: self._make_ready(task, limiters)
-            )
+            self.live[task] = Waiting(self, task, limiters, then=self._take)
 
-    def _limiters(self, task: Task[Any]) -> tuple[Limiter, ...]:
+    def limiters_of(self, task: Task[Any]) -> tuple[Limiter, ...]:
+        """The limiters whose slots it needs, that of its key included."""
         plan = task.plan
         return plan.limiters if plan.keyed is None else (plan.keyed.of(task.key), *plan.limiters)
 
     async def _wait_for_slots(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> bool:
         """Wait in the backlog; false when the task ended there."""
         waiter = self.backend.waiter()
-        waiting = Waiting(self, task, limiters, ready=waiter.set, ended=waiter.set)
+        waiting = Waiting(self, task, limiters, then=lambda _: waiter.set(), ended=waiter.set)
         self.live[task] = waiting
         try:
             await waiter.wait()
         except BaseException:
-            waiting.cancel(OUTSIDE)
+            waiting.cancel(task, OUTSIDE)
             raise
         self.live.pop(task, None)
         return not task.done
 
-    # Workers: run what was handed over. Each task already holds its slots, which bound them.
-
-    def _make_ready(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
-        self.live[task] = Ready(self, task, limiters)
-        self._ready.append(task)
-        self._start_worker()
-
-    def _start_worker(self) -> None:
-        if not (self._worker_starting or self.closed):
-            self._worker_starting = True
-            self.backend.spawn(self._work)
-
-    async def _work(self) -> None:
-        self._worker_starting = False
-        if self._pausing:  # the one that pauses goes on with what is ready
-            return
-        try:
-            for count in itertools.count(1):  # pragma: no branch - it never ends
-                if not self._ready:
-                    return
-                await self._work_off(self._ready.popleft())
-                if count % TASKS_BETWEEN_YIELDS == 0:
-                    await self._let_others_run()
-        except BaseException:
-            if not sys.is_finalizing():  # pragma: no branch - no test sees the interpreter's end
-                self._lose_worker()
-            raise
-
-    async def _let_others_run(self) -> None:
-        self._pausing += 1
-        try:
-            await self.backend.checkpoint()
-        finally:
-            self._pausing -= 1
-
-    def _lose_worker(self) -> None:
-        """A worker was cancelled: with everything else, as the loop ends, or by its own task."""
-        if not self._end_with_the_loop():
-            self._start_worker()
-
-    def _end_with_the_loop(self) -> bool:
+    def end_with_the_loop(self) -> bool:
         """End what waits, if the loop is about to end; false when it goes on."""
         if not self.backend.ending():
             return False
@@ -257,22 +213,12 @@ class Runner:
         for task in list(self.live):
             entry = self.live.get(task)
             if not (entry is None or isinstance(entry, Watch)):  # an earlier one may have ended it
-                entry.cancel(LOOP_ENDED)
+                entry.cancel(task, LOOP_ENDED)
         return True
-
-    async def _work_off(self, task: Task[Any]) -> None:
-        entry = self.live.pop(task, None)
-        if not isinstance(entry, Ready):  # cancelled while it stood in the queue
-            return
-        if self._ready:  # for when this task has to wait
-            self._start_worker()
-        rest = self._begin(task, entry.limiters)
-        if rest is not None:
-            await rest
 
     # Executing and ending: the same for all.
 
-    def _begin(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> Awaitable[None] | None:
+    def begin(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> Awaitable[None] | None:
         """Start a task that holds its slots; `None` when it has succeeded already."""
         self.entrance.left += 1
         task.status = RUNNING
@@ -303,7 +249,7 @@ class Runner:
             ending = await rest
         except GeneratorExit:  # nobody will go on with this coroutine
             if not sys.is_finalizing():  # pragma: no branch - no test sees the interpreter's end
-                self._end_with_the_loop()
+                self.end_with_the_loop()
                 release_slots(limiters)
                 self.finish(task, Ending(Status.CANCELLED, reason=LOOP_ENDED))
                 task.context = None
@@ -407,7 +353,7 @@ class Runner:
         """Have a live task end soon, because of `reason`."""
         entry = self.live.get(task)
         if entry is not None:
-            entry.cancel(reason)
+            entry.cancel(task, reason)
 
     def raise_if_told(self, task: Task[Any]) -> None:
         """Raise the error of a task that failed, where `Settings.on_error` says so."""

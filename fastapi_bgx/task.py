@@ -146,10 +146,17 @@ class Task(BackgroundTask, Generic[T]):
         self.plan = plan
         self.func = func
         self.args = args  # type: ignore[assignment]  # Starlette types both by a ParamSpec
-        self.kwargs = kwargs  # type: ignore[assignment]
+        self.named_args: dict[str, Any] | None = kwargs or None
         self.context: Context | None = context
         self.number = number
         self.added_at = added_at
+
+    @property
+    def kwargs(self) -> dict[str, Any]:  # type: ignore[override]  # an attribute there
+        """The keyword arguments."""
+        if self.named_args is None:  # most have none: an empty dictionary is 64 bytes
+            self.named_args = {}
+        return self.named_args
 
     @property
     def is_async(self) -> bool:  # type: ignore[override]  # an attribute there

@@ -24,7 +24,7 @@ LEVELS: list[set[str]] = [
     {"task"},
     {"events", "processes"},
     {"attempt", "entrance", "listeners"},
-    {"backlog", "executors"},
+    {"backlog", "executors", "workers"},
     {"runner"},
     {"drain"},
     {"runners"},

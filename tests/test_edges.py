@@ -103,18 +103,20 @@ async def test_a_waiting_task_that_is_cancelled_twice_ends_once() -> None:
     finisher, taken = Finisher(), Limiter("taken", 1)
     taken.taken = 1
     task = Bgx(Settings()).runners.current().entrance.accept(nothing, (), {}, None)
-    waiting = Waiting(finisher, task, (taken,), ready=lambda: None)
-    waiting.cancel("first")
-    waiting.cancel("second")
+    waiting = Waiting(finisher, task, (taken,), then=lambda _: None)
+    waiting.cancel(task, "first")
+    waiting.cancel(task, "second")
     assert [ending.reason for ending in finisher.ended] == ["first"]
 
 
-def test_a_ticket_that_was_granted_cannot_be_given_up() -> None:
+def test_a_place_that_was_granted_cannot_be_given_up() -> None:
     limiter = Limiter("one", 1)
     limiter.taken = 1
-    ticket = limiter.wait(lambda: None)
+    place = Admission((limiter,), lambda: None)
+    place.start()
+    assert limiter.waiting == 1
     limiter.release()
-    limiter.leave(ticket)
+    limiter.leave(place)
     assert (limiter.taken, limiter.waiting) == (1, 0)
 
 

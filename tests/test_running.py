@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from fastapi_bgx import BackgroundTasks, Bgx, Settings, Status, Task, Tasks, current_task
-from fastapi_bgx.runner import TASKS_BETWEEN_YIELDS
+from fastapi_bgx.workers import TASKS_BETWEEN_YIELDS
 from tests.asgi import call, running
 from tests.logs import logged, named
 from tests.supervision import PATIENCE, Gauge, serving, tasks_of, until
