@@ -64,17 +64,17 @@ def go_on(
     return watched(task, place, resume(steps, task.context, yielded))
 
 
-async def run_attempt(task: Task[Any], place: Workplace) -> Ending | None:
+def run_attempt(task: Task[Any], place: Workplace) -> Awaitable[Ending | None]:
     """Call the task's function once, and say how that ended.
 
     `None` when it just succeeded: what it returned is in the task.
     """
     executor = task.plan.executor
     if executor == "async":
-        return await on_loop(task, place)
+        return on_loop(task, place)
     if executor == "thread":
-        return await in_thread(task, place)
-    return await in_process(task, place)
+        return in_thread(task, place)
+    return in_process(task, place)
 
 
 async def on_loop(task: Task[Any], place: Workplace) -> Ending | None:
@@ -139,7 +139,10 @@ async def in_thread(task: Task[Any], place: Workplace) -> Ending | None:
         return Ending(Status.CANCELLED, error=outside, reason=OUTSIDE, reraise=outside)
     # Not `judge`: neither Ctrl-C nor the end of the loop strikes in this thread.
     if call.error is None:
-        return Ending(Status.SUCCEEDED, call.value, reraise=outside)
+        task.value = call.value
+        if outside is not None:
+            return Ending(Status.SUCCEEDED, call.value, reraise=outside)
+        return None
     without_our_frames(call.error)
     return Ending(Status.FAILED, error=call.error, reraise=outside)
 

@@ -39,7 +39,7 @@ class Plan:
     handed_over: bool
     """Detached or concurrent: perhaps not run by the coroutine that starts it."""
     notable_after: float
-    """Seconds after which an end is late or slow; the shorter of the two, or infinity."""
+    """Seconds after which the end of an async function is late or slow, though no timer told."""
     by_hand: bool
     """A coroutine function on the event loop: its first step can be made by hand."""
     only: Limiter | None
@@ -136,7 +136,7 @@ class Planner:
             keyed=keyed,
             limiters=limiters,
             handed_over=bool(options.detached or options.concurrent),
-            notable_after=min(options.timeout or math.inf, options.slow_after or math.inf),
+            notable_after=_notable_after(options) if executor == "async" else math.inf,
             by_hand=self._eager and executor == "async" and shape.is_async,
             only=limiters[0] if keyed is None and len(limiters) == 1 else None,
         )
@@ -154,6 +154,10 @@ class Planner:
             "slow_after": settings.slow_after,
             "detached": settings.mode == "detached",
         }
+
+
+def _notable_after(options: TaskOptions) -> float:
+    return min(options.timeout or math.inf, options.slow_after or math.inf)
 
 
 def _limit_name(options: TaskOptions) -> str | None:
