@@ -57,8 +57,9 @@ class AppLog:
         """True when `enabled` may answer differently than at the last call of this."""
         self.writer()
         config, levels = self._seen
-        # What structlog itself was told never changes within a configuration.
-        levels_now = [self.enabled(each) for each in LEVELS] if self._levels_change else None
+        levels_now = None  # what structlog itself was told never changes within a configuration
+        if self._levels_change:
+            levels_now = [bool(self._logger.isEnabledFor(each)) for each in LEVELS.values()]
         if config is self._config and levels == levels_now:
             return False
         self._seen = self._config, levels_now
@@ -97,10 +98,11 @@ class DirectLogger(structlog.BoundLoggerBase):
             return
         fields["event"] = event
         line: Any = fields
+        logger = self._logger
         try:
             for process in self._processors:
-                line = process(self._logger, level, line)
-            write = getattr(self._logger, level)
+                line = process(logger, level, line)
+            write = getattr(logger, level)
             if isinstance(line, RENDERED):
                 write(line)
             elif isinstance(line, tuple):
