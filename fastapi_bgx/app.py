@@ -16,12 +16,12 @@ from starlette.requests import HTTPConnection
 
 from fastapi_bgx.background import BackgroundTasks, upgrade
 from fastapi_bgx.errors import AlreadyInstalled, AppAlreadyStarted, NotInstalled
-from fastapi_bgx.injection import inject_everywhere, uninjected_routes
+from fastapi_bgx.injection import Shortcuts, inject_everywhere, uninjected_routes
 from fastapi_bgx.listeners.hooks import Hook
 from fastapi_bgx.middleware import SCOPE_KEY, BgxMiddleware, Visit
 from fastapi_bgx.notices import notice
 from fastapi_bgx.reports import DrainReport, Stats
-from fastapi_bgx.runners import Runners
+from fastapi_bgx.runners import Runners, serving
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.signals import SignalWatch
 
@@ -48,17 +48,13 @@ class Bgx:
         self, background_tasks: StockBackgroundTasks, connection: HTTPConnection
     ) -> BackgroundTasks:
         """The dependency. An async function: FastAPI calls a sync one in a thread."""
-        visit = connection.scope.get(SCOPE_KEY)
-        tasks = upgrade(
-            background_tasks,
-            self.runners.current(),
-            at_once=connection.scope["type"] == "websocket",
-        )
-        if visit is None:
-            self._check_injection(connection.scope.get("app"))
-        elif not any(kept is tasks for kept in visit.lists):
-            visit.lists.append(tasks)
-        return tasks
+        scope = connection.scope
+        visit: Visit | None = scope.get(SCOPE_KEY)
+        if visit is not None:
+            return visit.supervise(background_tasks, self.runners.current())
+        self._check_injection(scope.get("app"))
+        at_once = scope["type"] == "websocket"
+        return upgrade(background_tasks, self.runners.current(), at_once=at_once)
 
     def install(self, app: Starlette) -> None:
         """Supervise the background tasks of every route of `app`, and start and drain with it.
@@ -78,9 +74,12 @@ class Bgx:
                 raise AlreadyInstalled
         if app.middleware_stack is not None:
             raise AppAlreadyStarted
-        app.add_middleware(BgxMiddleware, bgx=self)
         if isinstance(app, FastAPI):
             inject_everywhere(app, Depends(self))
+            shortcuts = Shortcuts(app, self, _injects, self._supervise_elsewhere)
+            app.add_middleware(BgxMiddleware, bgx=self, prepare=shortcuts.keep_up)
+        else:
+            app.add_middleware(BgxMiddleware, bgx=self)
 
     # Life.
 
@@ -139,6 +138,16 @@ class Bgx:
 
     # Inside.
 
+    def _supervise_elsewhere(self, stock: StockBackgroundTasks) -> None:
+        """For a route that was spared the dependency, and is served by another application."""
+        visit = serving.get(None)
+        runner = self.runners.here() or self.runners.latest()
+        assert runner is not None, "routes are spared once there is a request, and its runner"
+        if visit is None:
+            upgrade(stock, runner, at_once=False)
+        else:
+            visit.supervise(stock, runner)
+
     def _notice_signal(self) -> Callable[[bool], None]:
         """What to call for a signal. The first begins the grace period, a second one ends it."""
         runner, drain = self.runners.current(), self.runners.drain()
@@ -160,9 +169,7 @@ class Bgx:
         if not isinstance(app, Starlette) or id(app) in self._checked:
             return
         self._checked.add(id(app))
-        found = uninjected_routes(
-            app, lambda call: isinstance(call, Bgx) or call is tasks_of_request
-        )
+        found = uninjected_routes(app, _injects)
         if found:
             notice(
                 "warning",
@@ -171,6 +178,11 @@ class Bgx:
                 effect="these get FastAPI's own BackgroundTasks, unsupervised",
                 remedy="bgx.install(app), or Annotated[BackgroundTasks, Depends(bgx)]",
             )
+
+
+def _injects(call: Any) -> bool:
+    """True for a dependency that gives the list of the request."""
+    return isinstance(call, Bgx) or call is tasks_of_request
 
 
 async def tasks_of_request(

@@ -198,8 +198,10 @@ class Publisher:
 
         Asked once for each request: to ask for each event costs more than to run a short task.
         """
-        changed = [listener.changed() for listener in self._listeners]  # every one is asked
-        if any(changed):
+        changed = False
+        for listener in self._listeners:  # every one is asked
+            changed |= listener.changed()
+        if changed:
             self.heard = self._ask()
 
     def publish(self, event: Event) -> None:

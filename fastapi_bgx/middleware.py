@@ -1,17 +1,21 @@
 """The ASGI middleware: starts and drains with the lifespan, and finds tasks that nobody called."""
 
-import sys
+from collections.abc import Awaitable, Callable
+from sys import exception
 from typing import Any, Protocol
 
 import anyio
+from fastapi import BackgroundTasks as StockBackgroundTasks
 from fastapi.exceptions import ValidationException
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_bgx.background import BackgroundTasks
+from fastapi_bgx.background import BackgroundTasks, upgrade
 from fastapi_bgx.reports import DrainReport
+from fastapi_bgx.runner import Runner
 from fastapi_bgx.runners import Runners, serving
+from fastapi_bgx.task import Task
 
 SCOPE_KEY = "fastapi_bgx"
 FIRST_ERROR_STATUS = 400
@@ -43,65 +47,92 @@ class Supervised(Protocol):
 class Visit:
     """One request or WebSocket connection, seen from outside."""
 
-    __slots__ = ("_before", "_error", "_status", "bgx", "http", "lists")
+    __slots__ = ("_answer", "_before", "_error", "_kind", "_send", "bgx", "lists", "runner")
 
-    def __init__(self, bgx: Any, *, http: bool) -> None:
+    def __init__(self, bgx: Any, kind: str, send: Send) -> None:
         self.bgx: Any = bgx
-        self.http: bool = http
+        self.runner: Runner = bgx.runners.current()  # a sync route cannot find it in its thread
         self.lists: list[BackgroundTasks] = []
-        self._before = sys.exception()
+        self._kind = kind
+        self._send = send
+        self._before = exception()
+        self._answer: Message | None = None
         self._error = ""
-        self._status: int | None = None
 
-    def note_answer(self, message: Message) -> None:
-        """The response begins, or the WebSocket opens or closes.
+    @property
+    def runners(self) -> Runners:
+        """Those of the `Bgx` that serves it."""
+        runners: Runners = self.bgx.runners
+        return runners
 
-        When that happens while an exception is being handled, an exception handler answers: the
-        route has failed, whatever the status. (A WebSocket is also closed by routes themselves.)
+    def supervise(self, stock: StockBackgroundTasks, runner: Runner) -> BackgroundTasks:
+        """Make ours of the list that FastAPI made for the request, and see to its end."""
+        tasks = upgrade(stock, runner, at_once=self._kind == "websocket")
+        self.lists.append(tasks)
+        return tasks
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on to the server, and note how the request is answered."""
+        if message["type"] in ANSWERS:
+            self._answer = message
+            error = exception()
+            if error is not self._before:
+                self._note_error(error)
+        return self._send(message)
+
+    def _note_error(self, error: BaseException | None) -> None:
+        """The response begins, or the WebSocket opens or closes, while `error` is being handled.
+
+        So an exception handler answers: the route has failed, whatever the status. (A WebSocket is
+        also closed by routes themselves.)
         """
-        self._status = message.get("status", 0)
-        error = sys.exception()
-        if error is not self._before and (self.http or isinstance(error, ANSWERED_BY_FRAMEWORK)):
+        if self._kind == "http" or isinstance(error, ANSWERED_BY_FRAMEWORK):
             self._error = type(error).__name__
 
     def failure(self) -> str:
         """Why the tasks may not run, though nothing was raised; empty when they may."""
-        if self._status is None:
+        if self._answer is None:
             return "the request failed: no response"
-        if self._status >= FIRST_ERROR_STATUS:
-            return f"the request failed: {self._status}"
+        if (status := self._answer.get("status", 0)) >= FIRST_ERROR_STATUS:
+            return f"the request failed: {status}"
         if self._error:
             return f"the request failed: {self._error}"
         return ""
+
+    def settled(self) -> bool:
+        """True when every task was called: how nearly all requests end."""
+        for tasks in self.lists:
+            for task in tasks.tasks:
+                if type(task) is not Task or not task.claimed:
+                    return False
+        return True
+
+
+def nothing() -> None:
+    """What there is to prepare where no dependency was injected."""
 
 
 class BgxMiddleware:
     """Pure ASGI: no task and no copy of a context stands between the server and the application."""
 
-    def __init__(self, app: ASGIApp, bgx: Supervised) -> None:
+    def __init__(
+        self, app: ASGIApp, bgx: Supervised, prepare: Callable[[], object] = nothing
+    ) -> None:
         self.app = app
         self.bgx = bgx
+        self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan":
-            await self._serve_lifespan(scope, receive, send)
-        else:
-            await self._serve(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visit = Visit(self.bgx, http=scope["type"] == "http")
+            return await self._serve_lifespan(scope, receive, send)
+        self._prepare()
+        visit = Visit(self.bgx, scope["type"], send)
         outer = scope.get(SCOPE_KEY)  # a mounted application shares the scope with the one around
         scope[SCOPE_KEY] = visit
-        token = serving.set(self.bgx.runners)
-
-        def watch(message: Message) -> Any:
-            if message["type"] in ANSWERS:
-                visit.note_answer(message)
-            return send(message)
-
+        token = serving.set(visit)
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, visit.send)
         except WebSocketDisconnect:  # the client left: how most WebSockets end, and no failure
             await self._settle(visit, "")
             raise
@@ -113,7 +144,8 @@ class BgxMiddleware:
                 tasks.drop("the request was cancelled")
             raise
         else:
-            await self._settle(visit, visit.failure())
+            if visit.lists and not visit.settled():
+                await self._settle(visit, visit.failure())
         finally:
             serving.reset(token)
             scope[SCOPE_KEY] = outer

@@ -12,12 +12,15 @@ import structlog
 LOGGER = "fastapi_bgx"
 
 
-def current_logger() -> Any:
-    """The application's own structlog logger, with the configuration of now."""
+def current_logger(wrapper: type[structlog.BoundLoggerBase] | None = None) -> Any:
+    """The application's own structlog logger, with the configuration of now.
+
+    With `wrapper`, that class stands in for the one of the configuration.
+    """
     try:
-        return structlog.get_logger(LOGGER).bind()
+        return structlog.wrap_logger(None, None, wrapper, logger_factory_args=(LOGGER,)).bind()
     except TypeError:  # a logger factory that knows no names
-        return structlog.get_logger().bind()
+        return structlog.wrap_logger(None, None, wrapper).bind()
 
 
 def notice(level: str, event: str, **fields: Any) -> None:

@@ -6,11 +6,13 @@ A server has one loop for its life; a `TestClient` without `with` has a new one 
 import contextlib
 import os
 import time
+from asyncio import get_running_loop
 from collections.abc import Awaitable
 from contextvars import ContextVar, copy_context
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
+from fastapi import BackgroundTasks as StockBackgroundTasks
 from starlette.background import BackgroundTask
 
 from fastapi_bgx.backends import current_backend, current_token
@@ -49,9 +51,13 @@ class Runners:
         Raises:
             RuntimeError: no event loop runs here.
         """
-        token = current_token()
-        if self._latest is not None and self._latest[0] is token:
-            return self._latest[1]
+        try:  # asked for each request; to ask here saves a call
+            token: object = get_running_loop()
+        except RuntimeError:
+            token = current_token()
+        latest = self._latest
+        if latest is not None and latest[0] is token:
+            return latest[1]
         known = self._by_loop.get(token)
         runner = self._make() if known is None else known[0]
         self._latest = token, runner
@@ -162,8 +168,25 @@ class _Unbound:
         """Nothing of it failed."""
 
 
-serving: ContextVar[Runners] = ContextVar("fastapi_bgx_serving")
-"""The runners of the `Bgx` that serves the current request; set by the middleware."""
+class Serving(Protocol):
+    """What is known everywhere in a request that an installed `Bgx` serves."""
+
+    bgx: object
+    runner: Runner
+    """That of the event loop, also for the threads of sync routes."""
+
+    @property
+    def runners(self) -> Runners:
+        """Those of the `Bgx`."""
+        ...
+
+    def supervise(self, stock: StockBackgroundTasks, runner: Runner) -> object:
+        """Make ours of the list that FastAPI made for the request, and see to its end."""
+        ...
+
+
+serving: ContextVar[Serving] = ContextVar("fastapi_bgx_serving")
+"""The current request, also in the threads of sync routes; set by the middleware."""
 
 
 def nearest_runners() -> Runners:
@@ -172,7 +195,8 @@ def nearest_runners() -> Runners:
     Those of the `Bgx` that serves the current request; without one, a set of this process, with
     the settings of the environment.
     """
-    return serving.get(None) or _of_environment()
+    visit = serving.get(None)
+    return _of_environment() if visit is None else visit.runners
 
 
 @cache

@@ -1,6 +1,7 @@
 """Every event: when it is told, at which level, with which fields; and one end for each task."""
 
 import inspect
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,21 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from structlog.typing import EventDict
 
-from fastapi_bgx import BackgroundTasks, BacklogFull, Bgx, Draining, Limit, Settings, Tasks, events
-from fastapi_bgx.events import ALL_EVENTS, Event, TaskEnded
+from fastapi_bgx import (
+    BackgroundTasks,
+    BacklogFull,
+    Bgx,
+    Draining,
+    Limit,
+    Settings,
+    Status,
+    TaskOptions,
+    Tasks,
+    events,
+)
+from fastapi_bgx.events import ALL_EVENTS, Event, Publisher, TaskEnded
+from fastapi_bgx.listeners.log import fields_of
+from fastapi_bgx.runners import Runners
 from fastapi_bgx.settings import EventName
 from tests.asgi import call, running
 from tests.logs import FINAL, Lines, logged, named, one
@@ -80,6 +94,38 @@ def test_the_events_that_end_a_task_are_the_final_ones() -> None:
     assert {event.name for event in ALL_EVENTS if issubclass(event, TaskEnded)} == FINAL
 
 
+class Fickle:
+    """A listener that hears nothing at first, and may change its mind."""
+
+    def __init__(self, answers: list[bool]) -> None:
+        self.answers = answers
+        self.heard: list[Event] = []
+        self.asked = 0
+
+    def hears(self, event: type[Event]) -> bool:
+        self.asked += 1
+        return self.asked > len(ALL_EVENTS)
+
+    def changed(self) -> bool:
+        return self.answers.pop(0)
+
+    def __call__(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+def test_listeners_are_asked_again_when_one_of_them_has_changed() -> None:
+    first, second = Fickle([False, True]), Fickle([False, True])
+    publisher = Publisher([first, second])
+    event = events.Started("inline")
+    publisher.refresh()
+    publisher.publish(event)
+    assert (first.heard, second.heard) == ([], [])
+    publisher.refresh()
+    assert (first.answers, second.answers) == ([], [])  # the second was asked, too
+    publisher.publish(event)
+    assert (first.heard, second.heard) == ([event], [event])
+
+
 # The course of a task.
 
 
@@ -107,6 +153,42 @@ async def test_the_values_of_the_fields() -> None:
     assert fast["queued_s"] > slow["duration_s"]  # it had to wait for its turn
     assert fast["queued_s"] == named(lines, "task.started")[1]["queued_s"]
     assert slow["task_id"] != fast["task_id"]
+
+
+async def test_the_order_of_the_fields() -> None:
+    def add(tasks: Tasks) -> None:
+        tasks.add_task(quick)
+        tasks.using(limit=Limit("smtp", 1)).add_task(quick)
+
+    lines = await served(add)
+    first = ["task", "task_id", "executor"]
+    last = ["attempt", "queued_s", "duration_s"]
+    for line, limited in zip(named(lines, "task.succeeded"), ([], ["limit"]), strict=True):
+        in_order = [name for name in line if name not in ("event", "log_level")]
+        assert in_order == [*first, *limited, *last]
+
+
+@pytest.mark.parametrize("limit", [None, Limit("smtp", 1)])
+def test_seconds_are_rounded_to_the_microsecond(limit: Limit | None) -> None:
+    task = Runners(Settings(log_events=set())).accept(quick, (), {}, TaskOptions(limit=limit))
+    task.claimed = True
+    chance = random.Random(7)
+    for _ in range(1000):
+        queued, ran = (chance.random() * 10.0 ** chance.randint(-7, 5) for _ in range(2))
+        task.added_at, task.started_at = 0.0, queued
+        task.end(Status.SUCCEEDED, queued + ran)
+        fields = fields_of(events.TaskSucceeded(task))
+        assert fields["queued_s"] == round(task.queued_s, 6)
+        assert fields["duration_s"] == round(task.duration_s, 6)
+
+
+def test_what_has_not_begun_took_no_time() -> None:
+    task = Runners(Settings(log_events=set())).accept(quick, (), {}, None)
+    task.claimed = True
+    task.added_at = 1.0
+    task.end(Status.DROPPED, 3.0)
+    fields = fields_of(events.TaskDropped(task, "it was never called"))
+    assert (fields["queued_s"], fields["duration_s"]) == (2.0, 0.0)
 
 
 async def test_a_task_that_fails() -> None:

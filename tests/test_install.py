@@ -1,8 +1,11 @@
 """`install`: every route of the application is supervised, and nothing else changes."""
 
+import copy
+import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +13,12 @@ import anyio
 import fastapi
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Host
+from structlog.testing import capture_logs
 
 from fastapi_bgx import (
     AlreadyInstalled,
@@ -337,6 +342,258 @@ def test_too_late_is_an_error_and_leaves_nothing_half_done(
     assert app.router.dependencies == []
     client_of(app, "asyncio").get("/route")
     assert seen == {"/route": ["stock", "ran"]}
+
+
+# The routes that are spared the dependency, once the application serves.
+
+
+def sparing_app(bgx: Bgx, seen: list[Any]) -> FastAPI:
+    def asks(tasks: fastapi.BackgroundTasks) -> None:
+        seen.append(type(tasks))
+
+    def plain() -> None: ...
+
+    app = FastAPI()
+
+    @app.get("/nobody")
+    async def nobody(it: Annotated[None, Depends(plain)]) -> None: ...
+
+    @app.get("/async")
+    async def async_route(tasks: fastapi.BackgroundTasks) -> None:
+        asks(tasks)
+
+    @app.get("/sync")
+    def sync_route(it: Annotated[None, Depends(plain)], tasks: fastapi.BackgroundTasks) -> None:
+        asks(tasks)
+
+    @app.get("/depends")
+    async def depends(
+        tasks: Annotated[Any, Depends(bgx)], same: Tasks, stock: fastapi.BackgroundTasks
+    ) -> None:
+        asks(stock)
+
+    @app.get("/sub-dependency")
+    async def sub_dependency(it: Annotated[None, Depends(asks)]) -> None: ...
+
+    app.get("/partial")(partial(asks))
+    bgx.install(app)
+    return app
+
+
+def spared(app: FastAPI, bgx: Bgx) -> list[str]:
+    """The paths whose routes need not solve the dependency that was injected."""
+    return [
+        route.path
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        and not any(each.call is bgx and not each.name for each in route.dependant.dependencies)
+    ]
+
+
+def test_routes_that_can_do_without_are_spared_the_dependency(bgx: Bgx, anyio_backend: str) -> None:
+    seen: list[Any] = []
+    app = sparing_app(bgx, seen)
+    assert spared(app, bgx) == []
+    client = client_of(app, anyio_backend)
+    for _ in range(2):
+        for route in app.routes:
+            if isinstance(route, APIRoute):
+                assert client.get(route.path).status_code == 200
+    assert seen == [BackgroundTasks] * 10
+    assert spared(app, bgx) == ["/nobody", "/async", "/sync", "/depends"]
+    assert all(route.dependencies for route in app.routes if isinstance(route, APIRoute))
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_an_override_may_ask_where_nobody_asked(bgx: Bgx, included: bool) -> None:
+    given: list[Any] = []
+
+    def nothing() -> None: ...
+
+    def asks(tasks: fastapi.BackgroundTasks) -> None:
+        given.append(tasks.add_task(given.append, "ran"))  # type: ignore[func-returns-value]
+
+    app, router = FastAPI(), APIRouter(dependencies=[Depends(nothing)])
+
+    @router.get("/")
+    async def route() -> None: ...
+
+    if included:
+        app.include_router(router, prefix="/here")
+        bgx.install(app)
+    else:
+        app = FastAPI(dependencies=[Depends(nothing)])
+        bgx.install(app)
+        app.get("/here/")(route)
+    client = client_of(app, "asyncio")
+    client.get("/here/")
+    app.dependency_overrides[nothing] = asks
+    client.get("/here/")
+    client.get("/here/")
+    app.dependency_overrides = {}
+    client.get("/here/")
+    app.dependency_overrides[nothing] = asks
+    client.get("/here/")
+    assert [getattr(each, "status", each) for each in given] == [Status.SUCCEEDED, "ran"] * 3
+
+
+async def overridden_meanwhile(app: FastAPI, seen: Seen) -> None:
+    entered, may_go_on = anyio.Event(), anyio.Event()
+
+    async def wait() -> None:
+        entered.set()
+        await may_go_on.wait()
+
+    @app.get("/slow", dependencies=[Depends(wait)])
+    async def slow(tasks: fastapi.BackgroundTasks) -> None:
+        seen["/slow"] = [type(tasks).__module__]
+
+    define(app, seen, "/fast")
+    async with anyio.create_task_group() as group:
+        group.start_soon(call, app, "/slow")
+        await entered.wait()
+        app.dependency_overrides[len] = len
+        await call(app, "/fast")
+        may_go_on.set()
+    assert seen == {"/slow": [BackgroundTasks.__module__], "/fast": ["ours", "ran"]}
+
+
+def test_a_request_that_is_under_way_when_overrides_come(
+    app: FastAPI, bgx: Bgx, seen: Seen, anyio_backend: str
+) -> None:
+    bgx.install(app)
+    anyio.run(overridden_meanwhile, app, seen, backend=anyio_backend)
+
+
+def test_a_request_that_is_under_way_when_overrides_go_solves_each_dependency(
+    app: FastAPI, bgx: Bgx, anyio_backend: str
+) -> None:
+    entered, may_go_on = anyio.Event(), anyio.Event()
+    solved: list[str] = []
+
+    async def wait() -> None:
+        entered.set()
+        await may_go_on.wait()
+
+    async def guard() -> None:
+        solved.append("guard")
+
+    @app.get("/slow", dependencies=[Depends(wait), Depends(guard)])
+    async def slow() -> None:
+        solved.append("route")
+
+    async def go() -> None:
+        app.dependency_overrides[len] = len
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, app, "/slow")
+            await entered.wait()
+            app.dependency_overrides.clear()
+            await call(app, "/missing")
+            may_go_on.set()
+
+    bgx.install(app)
+    anyio.run(go, backend=anyio_backend)
+    assert solved == ["guard", "route"]
+
+
+def test_routes_that_come_after_the_first_request(app: FastAPI, bgx: Bgx, seen: Seen) -> None:
+    define(app, seen, "/before")
+    bgx.install(app)
+    visit(app, "/before")
+    define(app, seen, "/after")
+    visit(app, "/after")
+    assert seen == supervised("/before", "/after")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_router_that_another_application_serves(
+    app: FastAPI, bgx: Bgx, anyio_backend: str, installed: bool
+) -> None:
+    added: list[Any] = []
+
+    @app.get("/sync")
+    def sync_route(tasks: fastapi.BackgroundTasks) -> None:
+        added.append(tasks.add_task(len, "abc"))  # type: ignore[func-returns-value]
+
+    @app.get("/async")
+    async def async_route(tasks: fastapi.BackgroundTasks) -> Response:
+        added.append(tasks.add_task(len, "abc"))  # type: ignore[func-returns-value]
+        return Response(background=BackgroundTasks() if installed else None)
+
+    bgx.install(app)
+    other = FastAPI()
+    other.mount("/other", app.router)
+    if installed:
+        Bgx(Settings()).install(other)
+
+    async def go() -> None:
+        await call(app, "/sync")
+        for path in ("/other/sync", "/other/async"):
+            assert (await call(other, path))[0]["status"] == 200
+
+    anyio.run(go, backend=anyio_backend)
+    assert [task.outcome.value for task in added] == [3, 3, 3]
+    assert totals(bgx) == 3
+
+
+def test_the_function_of_a_route_looks_as_before(app: FastAPI, bgx: Bgx) -> None:
+    @app.get("/async")
+    async def async_route(tasks: fastapi.BackgroundTasks) -> None:
+        "What it says."
+
+    @app.get("/sync")
+    def sync_route(tasks: fastapi.BackgroundTasks) -> None: ...
+
+    bgx.install(app)
+    client_of(app, "asyncio").get("/async")
+    for route in app.routes:
+        if not isinstance(route, APIRoute):
+            continue
+        call: Any = route.dependant.call
+        assert type(call) is not type(route.endpoint)
+        assert inspect.isfunction(call)
+        assert inspect.isroutine(call)
+        assert inspect.unwrap(call) is route.endpoint
+        assert inspect.getsourcefile(call) == __file__
+        assert copy.deepcopy(call) is call
+        for look in (inspect.iscoroutinefunction, inspect.getsourcelines, inspect.signature):
+            assert look(call) == look(route.endpoint), look
+        for name in ("__module__", "__name__", "__qualname__", "__doc__", "__code__"):
+            assert getattr(call, name) == getattr(route.endpoint, name), name
+
+
+@pytest.mark.skipif(FASTAPI < (0, 134), reason="FastAPI < 0.134 does not stream from routes")
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+def test_a_route_that_streams(app: FastAPI, bgx: Bgx, sync: bool) -> None:
+    given: list[Any] = []
+
+    @app.get("/async", response_class=StreamingResponse)
+    async def async_route(tasks: fastapi.BackgroundTasks) -> AsyncIterator[str]:
+        given.append(type(tasks))
+        yield "hello"
+
+    @app.get("/sync", response_class=StreamingResponse)
+    def sync_route(tasks: fastapi.BackgroundTasks) -> Iterator[str]:
+        given.append(type(tasks))
+        yield "hello"
+
+    bgx.install(app)
+    client = client_of(app, "asyncio")
+    for _ in range(2):
+        assert client.get("/sync" if sync else "/async").text == "hello"
+    assert given == [BackgroundTasks] * 2
+    assert spared(app, bgx) == ["/async", "/sync"]
+
+
+def test_a_spared_route_is_not_told_of_as_uninjected(app: FastAPI, bgx: Bgx) -> None:
+    @app.get("/")
+    async def route(tasks: BackgroundTasks) -> None: ...
+
+    bgx.install(app)
+    client_of(app, "asyncio").get("/")
+    with capture_logs() as logs, client_of(app, "asyncio") as client:
+        client.get("/")
+    assert "bgx.not_injected" not in [log["event"] for log in logs]
 
 
 # Nothing else changes.

@@ -1,12 +1,16 @@
 """The log respects the application's structlog configuration, keeps secrets, and hurts nobody."""
 
+import functools
 import io
 import json
 import logging
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -19,6 +23,7 @@ from structlog.testing import capture_logs
 
 from fastapi_bgx import BackgroundTasks, Bgx, Outcome, Settings, Task, Tasks
 from fastapi_bgx.events import TaskFailed, TaskStarted
+from fastapi_bgx.listeners.lines import AppLog, DirectLogger
 from fastapi_bgx.listeners.log import LogListener
 from fastapi_bgx.settings import ALL_EVENTS, EventName
 from tests.asgi import call, running
@@ -246,6 +251,9 @@ def test_an_event_that_is_filtered_need_not_even_be_made() -> None:
     heard = [event.name for event in (TaskStarted, TaskFailed) if listener.hears(event)]
     logger.setLevel(logging.NOTSET)
     assert heard == ["task.failed"]
+    structlog.configure(wrapper_class=INFO)
+    assert not listener.hears(TaskStarted)
+    assert listener.hears(TaskFailed)
 
 
 # Configurations.
@@ -432,6 +440,205 @@ async def test_an_event_that_a_processor_drops() -> None:
     assert events(lines) == ["task.queued", "task.succeeded"]
 
 
+# Written without the methods of the logger, where they are structlog's own: the same lines.
+
+
+def short(logger: Any, method: str, event: Any) -> Any:
+    """Leave out what differs between two runs."""
+    for field in ("task_id", "queued_s", "duration_s", "exc_info"):
+        event.pop(field, None)
+    return event
+
+
+def only_failures(logger: Any, method: str, event: Any) -> Any:
+    if method != "error":
+        raise structlog.DropEvent
+    return event
+
+
+class Full(structlog.testing.CapturingLogger):
+    """A logger that may drop what it is given, too."""
+
+    def info(self, event: str) -> None:
+        raise structlog.DropEvent
+
+
+def explode(logger: Any, method: str, event: Any) -> Any:
+    raise RuntimeError("the log is full")
+
+
+def to_args_and_kwargs(logger: Any, method: str, event: Any) -> Any:
+    return (event.pop("event"),), {"extra": event}
+
+
+def to_bytes(logger: Any, method: str, event: Any) -> Any:
+    return repr(event).encode()
+
+
+def to_a_bytearray(logger: Any, method: str, event: Any) -> Any:
+    return bytearray(repr(event), "utf-8")
+
+
+def to_nothing(logger: Any, method: str, event: Any) -> Any:
+    return None
+
+
+def to_another_mapping(logger: Any, method: str, event: Any) -> Any:
+    return MappingProxyType(event)
+
+
+RESULTS: dict[str, list[Any]] = {
+    "text": [structlog.processors.KeyValueRenderer()],
+    "bytes": [to_bytes],
+    "a bytearray": [to_a_bytearray],
+    "arguments": [to_args_and_kwargs],
+    "a dict": [structlog.processors.add_log_level],
+    "nothing, for some": [only_failures, structlog.processors.KeyValueRenderer()],
+    "nothing that can be written": [to_nothing],
+    "another kind of mapping": [to_another_mapping],
+    "an error": [explode],
+}
+ALL_LEVELS = [0, logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL]
+
+
+async def received(logger: structlog.testing.CapturingLogger, **configuration: Any) -> list[Any]:
+    """What the innermost logger is given, in the lines about two tasks and a lifespan."""
+    structlog.configure(logger_factory=lambda *args: logger, **configuration)
+    app = made(quick_and_fail, Settings(log_arguments=True))
+    async with running(app):
+        await call(app)
+    return logger.calls
+
+
+@pytest.mark.parametrize("least", ALL_LEVELS)
+@pytest.mark.parametrize("result", RESULTS.values(), ids=list(RESULTS))
+@pytest.mark.parametrize("inner", [structlog.testing.CapturingLogger, Full])
+async def test_lines_are_those_that_the_methods_of_the_logger_write(
+    result: list[Any],
+    least: int,
+    inner: type[structlog.testing.CapturingLogger],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wrapper = structlog.make_filtering_bound_logger(least)
+    processors = [structlog.contextvars.merge_contextvars, short, *result]
+    direct = await received(inner(), processors=processors, wrapper_class=wrapper)
+    failures = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    subclass = type("Subclass", (wrapper,), {})  # nobody knows what its methods do
+    usual = await received(inner(), processors=processors, wrapper_class=subclass)
+    assert direct == usual
+    assert [record.getMessage() for record in caplog.records] == failures
+
+
+class HalfALogger(structlog.BoundLoggerBase):
+    """A wrapper class without any of the usual methods."""
+
+
+def writes_directly(**configuration: Any) -> bool:
+    structlog.configure(**configuration)
+    return isinstance(getattr(AppLog().writer(), "__self__", None), DirectLogger)
+
+
+@pytest.mark.parametrize("least", ALL_LEVELS)
+def test_the_loggers_of_structlog_are_written_to_directly(least: int) -> None:
+    assert writes_directly()
+    assert writes_directly(wrapper_class=structlog.make_filtering_bound_logger(least))
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        {"wrapper_class": structlog.stdlib.BoundLogger},
+        {"wrapper_class": structlog.BoundLogger},
+        {"wrapper_class": type("Subclass", (INFO,), {})},
+        {"wrapper_class": HalfALogger},
+        {"context_class": OrderedDict},
+    ],
+)
+def test_other_loggers_are_not(configuration: dict[str, Any]) -> None:
+    assert not writes_directly(**configuration)
+
+
+async def test_a_logger_class_of_the_application_is_used() -> None:
+    class Numbered(INFO):  # type: ignore[misc, valid-type]
+        def info(self, event: str, *args: Any, **fields: Any) -> Any:
+            return super().info(event, *args, number=7, **fields)
+
+    with logged(wrapper_class=Numbered) as lines:
+        await call(made(quick_and_fail))
+    assert one(lines, "task.succeeded")["number"] == 7
+
+
+@pytest.mark.parametrize("name", ["_process_event", "_proxy_to_logger"])
+async def test_an_agent_that_patches_structlog_sees_every_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    original = getattr(structlog.BoundLoggerBase, name)
+
+    @functools.wraps(original)
+    def patched(self: Any, method: str, event: str, *args: Any, **kwargs: Any) -> Any:
+        seen.append(event)
+        return original(self, method, event, *args, **kwargs)
+
+    monkeypatch.setattr(structlog.BoundLoggerBase, name, patched)
+    with logged() as lines:
+        await call(made(quick_and_fail))
+    assert seen == events(lines)
+    assert len(seen) == 6
+
+
+async def test_a_patched_method_of_a_level_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def see(logger: Any, event: str, **fields: Any) -> None:
+        seen.append(event)
+
+    monkeypatch.setattr(INFO, "info", functools.partialmethod(see))
+    with logged(wrapper_class=INFO) as lines:
+        await call(made(quick_and_fail))
+    assert seen == ["task.succeeded"]
+    assert events(lines) == ["task.failed"]
+
+
+async def test_a_level_that_is_filtered_from_now_on() -> None:
+    gate = anyio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    def add(tasks: BackgroundTasks) -> None:
+        tasks.using(detached=True).add_task(wait)
+        tasks.using(detached=True).add_task(fail)
+
+    app = made(add)
+    async with running(app):
+        with logged(wrapper_class=INFO):
+            await call(app)
+        with logged(wrapper_class=ERROR) as after:
+            gate.set()
+            while not after:
+                await anyio.sleep(0)
+    assert events(after) == ["task.failed"]
+
+
+async def test_a_processor_leaves_nothing_in_the_context_of_a_task() -> None:
+    mark = ContextVar("mark", default="nothing")
+    found: list[str] = []
+
+    async def look() -> None:
+        found.append(mark.get())
+
+    def leave(logger: Any, method: str, event: Any) -> Any:
+        mark.set(event["event"])
+        return event
+
+    with logged(leave) as lines:
+        await call(made(lambda tasks: tasks.add_task(look)))
+    assert events(lines) == NORMAL
+    assert found == ["nothing"]
+
+
 # Configured later, or anew.
 
 
@@ -523,10 +730,6 @@ async def test_captured_by_structlog_s_own_helper_with_cached_loggers() -> None:
 # Whatever the log does, it hurts nobody.
 
 
-def explode(logger: Any, method: str, event: Any) -> Any:
-    raise RuntimeError("the log is full")
-
-
 def no_arguments() -> structlog.PrintLogger:
     """A logger factory as an application writes it that never names its loggers."""
     return structlog.PrintLogger(sys.stdout)
@@ -534,10 +737,6 @@ def no_arguments() -> structlog.PrintLogger:
 
 def no_logger(*args: Any) -> Any:
     raise OSError("no log today")
-
-
-class HalfALogger(structlog.BoundLoggerBase):
-    """A wrapper class without any of the usual methods."""
 
 
 closed = io.StringIO()

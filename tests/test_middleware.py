@@ -224,6 +224,35 @@ async def test_a_client_that_leaves_is_how_a_websocket_ends(
     assert ends(logs) == [("task.succeeded", "")] * 2
 
 
+async def test_a_client_that_leaves_after_the_tasks_were_called(
+    app: FastAPI, logs: Logs, ran: list[str]
+) -> None:
+    @app.websocket("/")
+    async def route(websocket: WebSocket, tasks: Tasks) -> None:
+        await websocket.accept()
+        tasks.add_task(ran.append, "task")
+        await tasks()
+        await websocket.receive_text()
+        await websocket.receive_text()
+
+    with pytest.raises(WebSocketDisconnect):
+        await connect(app, "/", "one")
+    assert ran == ["task"]
+    assert ends(logs) == [("task.succeeded", "")]
+
+
+async def test_a_plain_task_that_got_into_the_list_past_add_task_is_left_over_too(
+    app: FastAPI, ran: list[str]
+) -> None:
+    @app.get("/")
+    async def route(tasks: Tasks) -> Response:
+        tasks.tasks.append(BackgroundTask(ran.append, "plain"))
+        return Response(background=BackgroundTasks())
+
+    await call(app)
+    assert ran == ["plain"]
+
+
 async def test_a_route_that_closes_a_websocket_over_an_error_has_not_failed(
     app: FastAPI, ran: list[str]
 ) -> None:
