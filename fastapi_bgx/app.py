@@ -52,7 +52,9 @@ class Bgx:
         visit: Visit | None = scope.get(SCOPE_KEY)
         if visit is not None:
             return visit.supervise(background_tasks, self.runners.current())
-        self._check_injection(scope.get("app"))
+        app = scope.get("app")
+        if id(app) not in self._checked:
+            self._check_injection(app)
         at_once = scope["type"] == "websocket"
         return upgrade(background_tasks, self.runners.current(), at_once=at_once)
 
@@ -196,8 +198,7 @@ async def tasks_of_request(
     visit = connection.scope.get(SCOPE_KEY)
     if not isinstance(visit, Visit):
         raise NotInstalled
-    tasks: BackgroundTasks = await visit.bgx(background_tasks, connection)
-    return tasks
+    return visit.supervise(background_tasks, visit.runner)
 
 
 if TYPE_CHECKING:

@@ -136,18 +136,17 @@ class SupervisingCall:
         self.__wrapped__ = function
         self.__module__ = function.__module__
         self.__doc__ = function.__doc__
-        self._name = name
-        self._dependency = dependency
-        self._elsewhere = elsewhere
+        self._parts = function, name, dependency, elsewhere
 
     def __call__(self, /, **values: Any) -> Any:
         """Call the function, once its list is supervised."""
+        function, name, dependency, elsewhere = self._parts  # attributes are slow: `__getattr__`
         visit = serving.get(None)
-        if visit is not None and visit.bgx is self._dependency:
-            visit.supervise(values[self._name], visit.runner)
+        if visit is not None and visit.bgx is dependency:
+            visit.supervise(values[name], visit.runner)
         else:
-            self._elsewhere(values[self._name])
-        return self.__wrapped__(**values)
+            elsewhere(values[name])
+        return function(**values)
 
     @property  # type: ignore[misc]  # what `isinstance` looks at
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
