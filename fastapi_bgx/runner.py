@@ -228,7 +228,7 @@ class Runner:
         if plan.timeout is not None:
             task.deadline = started + plan.timeout
         if self._tells_start:
-            self.publish(TaskStarted(task, task.attempt, started - task.added_at))
+            self._publisher.publish(TaskStarted(task, task.attempt, started - task.added_at))
         context = task.context
         if not plan.by_hand or context is None:
             return self._go_on(task, limiters, run_attempt(task, self))
@@ -308,7 +308,7 @@ class Runner:
         if ended - task.added_at > task.plan.notable_after:
             self._report_blocking(task)
         if self._tells_success:
-            self.publish(TaskSucceeded(task))
+            self._publisher.publish(TaskSucceeded(task))
         task.context = None  # it leads back to the task: a cycle for the garbage collector
         if task.followed_by is not None or self.when_finished is not None:
             self._follow_up(task)
