@@ -47,7 +47,7 @@ class Supervised(Protocol):
 class Visit:
     """One request or WebSocket connection, seen from outside."""
 
-    __slots__ = ("_answer", "_before", "_error", "_kind", "_send", "bgx", "lists", "runner")
+    __slots__ = ("_before", "_error", "_kind", "_send", "_status", "bgx", "lists", "runner")
 
     def __init__(self, bgx: Any, kind: str, send: Send) -> None:
         self.bgx: Any = bgx
@@ -56,8 +56,8 @@ class Visit:
         self._kind = kind
         self._send = send
         self._before = exception()
-        self._answer: Message | None = None
         self._error = ""
+        self._status: int | None = None
 
     @property
     def runners(self) -> Runners:
@@ -74,13 +74,13 @@ class Visit:
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on to the server, and note how the request is answered."""
         if message["type"] in ANSWERS:
-            self._answer = message
+            self._status = message.get("status", 0)
             error = exception()
-            if error is not self._before:
+            if error is not None and error is not self._before:
                 self._note_error(error)
         return self._send(message)
 
-    def _note_error(self, error: BaseException | None) -> None:
+    def _note_error(self, error: BaseException) -> None:
         """The response begins, or the WebSocket opens or closes, while `error` is being handled.
 
         So an exception handler answers: the route has failed, whatever the status. (A WebSocket is
@@ -91,10 +91,10 @@ class Visit:
 
     def failure(self) -> str:
         """Why the tasks may not run, though nothing was raised; empty when they may."""
-        if self._answer is None:
+        if self._status is None:
             return "the request failed: no response"
-        if (status := self._answer.get("status", 0)) >= FIRST_ERROR_STATUS:
-            return f"the request failed: {status}"
+        if self._status >= FIRST_ERROR_STATUS:
+            return f"the request failed: {self._status}"
         if self._error:
             return f"the request failed: {self._error}"
         return ""

@@ -22,7 +22,7 @@ from fastapi import (
 from fastapi.responses import PlainTextResponse
 from starlette.background import BackgroundTask
 from starlette.exceptions import WebSocketException as PlainWebSocketException
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 from structlog.testing import capture_logs
 
@@ -438,6 +438,43 @@ async def test_a_request_inside_of_an_except_block_has_not_failed_for_that(
         await fail()
     except ValueError:
         await call(app)
+    assert ran == ["task"]
+
+
+async def test_nor_one_that_is_answered_in_a_task_of_its_own(bgx: Bgx, ran: list[str]) -> None:
+    app = FastAPI()
+
+    class Apart:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app: Any = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.app, scope, receive, send)
+
+    @app.get("/")
+    async def route(tasks: Tasks) -> Response:
+        tasks.add_task(ran.append, "task")
+        return Response(background=BackgroundTasks())
+
+    app.add_middleware(Apart)
+    bgx.install(app)
+    try:
+        await fail()
+    except ValueError:
+        await call(app)
+    assert ran == ["task"]
+
+
+async def test_what_is_made_of_the_answer_further_out_is_not_its_failure(
+    app: FastAPI, ran: list[str]
+) -> None:
+    @app.get("/")
+    async def route(tasks: Tasks) -> Response:
+        tasks.add_task(ran.append, "task")
+        return Response(background=BackgroundTasks())
+
+    await call(app, sent=lambda message: message.update(status=500))
     assert ran == ["task"]
 
 
