@@ -118,12 +118,6 @@ class BackgroundTasks(StockBackgroundTasks):
             else:
                 await task.wait()
 
-    def bind(self, runner: Runner, *, at_once: bool) -> None:
-        """Have this runner run the tasks."""
-        self._entrance = runner.entrance
-        self._at_once = at_once
-        runner.refresh()
-
     def left(self) -> list[Task[Any]]:
         """The tasks that nobody has called."""
         self._supervise_stock()
@@ -252,11 +246,13 @@ def upgrade(stock: StockBackgroundTasks, runner: Runner, *, at_once: bool) -> Ba
     Everybody who holds it sees the change: the route, its sub-dependencies, the response. With
     `at_once`, detached tasks do not wait for the end of the request (a WebSocket may never end).
     """
-    if not isinstance(stock, BackgroundTasks):
-        stock.__class__ = BackgroundTasks
-    assert isinstance(stock, BackgroundTasks)
-    stock.bind(runner, at_once=at_once)
-    return stock
+    ours: Any = stock
+    if ours.__class__ is StockBackgroundTasks:
+        ours.__class__ = BackgroundTasks
+    ours._entrance, ours._at_once = runner.entrance, at_once
+    runner.refresh()
+    tasks: BackgroundTasks = ours
+    return tasks
 
 
 def _parsed(options: Options) -> TaskOptions:

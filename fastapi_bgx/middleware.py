@@ -44,6 +44,10 @@ class Supervised(Protocol):
         ...
 
 
+OVER: list[BackgroundTasks] = []
+"""The lists of a request that is over: for all of them the same, and always empty."""
+
+
 class Visit:
     """One request or WebSocket connection, seen from outside."""
 
@@ -54,8 +58,8 @@ class Visit:
         self.runner: Runner = bgx.runners.current()  # a sync route cannot find it in its thread
         self.lists: list[BackgroundTasks] = []
         self._kind = kind
-        self._send = send
-        self._before = exception()
+        self._send: Send = send
+        self._before: BaseException | None = exception()
         self._error = ""
         self._status: int | None = None
 
@@ -68,7 +72,8 @@ class Visit:
     def supervise(self, stock: StockBackgroundTasks, runner: Runner) -> BackgroundTasks:
         """Make ours of the list that FastAPI made for the request, and see to its end."""
         tasks = upgrade(stock, runner, at_once=self._kind == "websocket")
-        self.lists.append(tasks)
+        if self.lists is not OVER:  # else something asks that outlives the request
+            self.lists.append(tasks)
         return tasks
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -106,6 +111,15 @@ class Visit:
                 if type(task) is not Task or not task.claimed:
                     return False
         return True
+
+    def leave(self) -> None:
+        """Let go of the request: contexts of tasks that outlive it keep the visit itself."""
+        self._send, self._before, self.lists = refuse, None, OVER
+
+
+async def refuse(message: Message) -> None:
+    """What sends for a request that is over."""
+    raise RuntimeError(f"{message['type']} was sent after the request had ended")
 
 
 def nothing() -> None:
@@ -147,6 +161,7 @@ class BgxMiddleware:
             if visit.lists and not visit.settled():
                 await self._settle(visit, visit.failure())
         finally:
+            visit.leave()
             serving.reset(token)
             scope[SCOPE_KEY] = outer
 

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import suppress
 from typing import Annotated, Any
@@ -661,3 +662,59 @@ async def test_a_list_made_after_a_request_does_not_belong_to_its_bgx(
     tasks.add_task(len, "abc")
     assert bgx.stats().waiting == 0
     await tasks()
+
+
+# A request that is over.
+
+
+async def test_a_detached_task_keeps_nothing_of_its_request(app: FastAPI) -> None:
+    release = anyio.Event()
+
+    @app.get("/")
+    async def route(tasks: Tasks) -> None:
+        tasks.using(detached=True).add_task(release.wait)
+
+    class Connection:
+        """What the server holds of one request."""
+
+        def note(self, message: Message) -> None: ...
+
+    async with running(app):
+        connection = Connection()
+        reference = weakref.ref(connection)
+        await call(app, sent=connection.note)
+        del connection
+        gc.collect()
+        assert reference() is None
+        release.set()
+
+
+async def test_what_is_sent_after_a_request_is_refused(app: FastAPI) -> None:
+    kept: list[Send] = []
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        kept.append(send)
+        await PlainTextResponse("hello")(scope, receive, send)
+
+    app.mount("/", route)
+    await call(app)
+    with pytest.raises(RuntimeError, match=r"^http\.response\.body was sent after the request"):
+        await kept[0]({"type": "http.response.body"})
+
+
+async def test_a_list_that_is_asked_for_after_a_request_is_ours(bgx: Bgx, ran: list[str]) -> None:
+    """By something that was started in it, and goes on."""
+    visits: list[Any] = []
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        visits.append(scope["fastapi_bgx"])
+        await PlainTextResponse("hello")(scope, receive, send)
+
+    app = FastAPI()
+    bgx.install(app)
+    app.mount("/", route)
+    await call(app)
+    tasks = visits[0].supervise(fastapi.BackgroundTasks(), visits[0].runner)
+    tasks.add_task(ran.append, "late")
+    await tasks()
+    assert (type(tasks), ran, visits[0].lists) == (BackgroundTasks, ["late"], [])
