@@ -295,11 +295,7 @@ class Runner:
 
     def _succeed(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
         """What `_complete` comes down to for a task that just succeeded: 1 µs less."""
-        for limiter in limiters:
-            if limiter.waiting or limiter.keyed:
-                limiter.release()
-            else:
-                limiter.taken -= 1
+        release_slots(limiters)
         task.status = DONE
         task.ended_at = ended = self.clock()
         self._succeeded += 1
