@@ -120,7 +120,7 @@ async def in_thread(task: Task[Any], place: Workplace) -> Ending | None:
     watch.start()
     try:
         try:
-            place.threads.submit(call.work)
+            place.threads.submit(call.work, call.report)
         except RuntimeError as error:  # the system has no more threads
             return Ending(Status.FAILED, error=error)
         try:
@@ -186,8 +186,11 @@ class ThreadCall:
             self.value = context.run(call_function, self._task)
         except BaseException as error:
             self.error = error
-        self._place.mailbox.post(self._end)
         del self, context  # this frame lives on in the traceback of an error: a cycle
+
+    def report(self) -> None:
+        """What the thread does last."""
+        self._place.mailbox.post(self._end)
 
     def leave(self, why: str, outside: BaseException | None) -> Ending:
         """The ending of a task that does not wait for its thread any more."""

@@ -16,18 +16,27 @@ from fastapi_bgx.backends import Backend
 IDLE_SECONDS = 10.0
 
 
+def nothing() -> None:
+    """What there is to report of a call that nobody waits for."""
+
+
 class Threads:
     """A pool that starts a thread whenever none is idle."""
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]]] = (
+            queue.SimpleQueue()
+        )
         self._idle_seconds = idle_seconds
         self._idle = 0
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
 
-    def submit(self, call: Callable[[], None]) -> None:
-        """Run `call` in a thread. It must not raise.
+    def submit(self, call: Callable[[], None], report: Callable[[], None] = nothing) -> None:
+        """Run `call` in a thread, then `report`. Neither may raise.
+
+        When `report` is called, the thread counts as idle already: what is submitted in answer to
+        it needs no other thread, and no thread has to be woken for it.
 
         Raises:
             RuntimeError: the system has no more threads; `call` will not run.
@@ -39,20 +48,21 @@ class Threads:
         if start:
             name = f"bgx-thread-{next(self._numbers)}"
             threading.Thread(target=self._run, name=name, daemon=True).start()
-        self._work.put(call)
+        self._work.put((call, report))
 
     def _run(self) -> None:
         while True:
             try:
-                call = self._work.get(timeout=self._idle_seconds)
+                call, report = self._work.get(timeout=self._idle_seconds)
             except queue.Empty:
                 if self._retire():
                     return
                 continue
             call()
-            del call  # an idle thread keeps nothing of the last task alive
             with self._lock:
                 self._idle += 1
+            report()
+            del call, report  # an idle thread keeps nothing of the last task alive
 
     def _retire(self) -> bool:
         """End, unless a call was promised to this thread at the last moment."""

@@ -226,3 +226,20 @@ def test_a_letter_to_a_loop_that_has_ended_is_thrown_away(anyio_backend: str) ->
     mailbox.post(big)
     del big
     assert reference() is None
+
+
+def test_what_is_submitted_in_answer_to_a_report_needs_no_other_thread() -> None:
+    threads, used, ended = Threads(), list[int](), threading.Event()
+
+    def call() -> None:
+        used.append(threading.get_ident())
+
+    def report() -> None:
+        if len(used) < 100:
+            threads.submit(call, report)
+        else:
+            ended.set()
+
+    threads.submit(call, report)
+    assert ended.wait(10)
+    assert len(set(used)) == 1

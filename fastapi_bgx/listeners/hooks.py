@@ -77,14 +77,13 @@ async def _in_thread(threads: Threads, call: Callable[[], Any]) -> Any:
             value = context.run(call)
         except BaseException as caught:
             error = caught
-        mailbox.post(arrive)
 
     def arrive() -> None:
         if left:
             discard(value)
         waiter.set()
 
-    threads.submit(work)
+    threads.submit(work, lambda: mailbox.post(arrive))
     try:
         await waiter.wait()
     except BaseException:
