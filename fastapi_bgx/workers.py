@@ -22,7 +22,6 @@ class Employer(Protocol):
 
     backend: Backend
     live: dict[Task[Any], Cancellable]
-    closed: bool
 
     def begin(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> Awaitable[None] | None:
         """Start a task that holds its slots; what has to be awaited for the rest of it."""
@@ -54,8 +53,7 @@ class Workers:
         """Run a task that holds its slots, soon."""
         self._runner.live[task] = self
         self._ready.append(task)
-        if not self._starting:
-            self._start_one()
+        self._start_one()
 
     def cancel(self, task: Task[Any], reason: str) -> None:
         """End a task where it waits."""
@@ -63,7 +61,7 @@ class Workers:
         self._runner.finish(task, Ending(Status.CANCELLED, reason=reason))
 
     def _start_one(self) -> None:
-        if not self._runner.closed:
+        if not self._starting:
             self._starting = True
             self._runner.backend.spawn(self._work)
 
@@ -84,7 +82,7 @@ class Workers:
             task = ready.popleft()
             if runner.live.pop(task, None) is not self:  # cancelled while it stood in the queue
                 continue
-            if ready and not self._starting:  # for when this task has to wait
+            if ready:  # for when this task has to wait
                 self._start_one()
             rest = runner.begin(task, runner.limiters_of(task))
             if rest is not None:
@@ -103,5 +101,5 @@ class Workers:
 
     def _replace(self) -> None:
         """A worker was cancelled: with everything else, as the loop ends, or by its own task."""
-        if not self._runner.end_with_the_loop() and not self._starting:
+        if not self._runner.end_with_the_loop():
             self._start_one()

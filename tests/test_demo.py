@@ -194,6 +194,17 @@ def test_an_act_that_fails_is_the_end_of_the_demo_and_of_its_server(
     assert ends_soon(urls[0])
 
 
+def test_of_lines_that_are_alike_the_first_are_shown(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter([{"event": "alike", "level": "info"}] * 5 + [{"event": "last", "level": "info"}])
+    monkeypatch.setattr(server, "next_line", lambda timeout: next(lines))
+    Stage(server).log("last")
+    shown = capsys.readouterr().out
+    assert shown.count("alike") == 3
+    assert "... and 3 more: alike" in shown
+
+
 def test_a_line_that_does_not_come_is_a_failure(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
