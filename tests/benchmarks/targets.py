@@ -296,8 +296,8 @@ TARGETS = (
         bound=1 / 30,
         measured=one(detached.MEMORY, PENDING, STOCK),
         explanation=(
-            "the task, its place in the backlog and the list of what is live take 500 bytes; the rest "
-            "is its context, with what the middleware set for its request (1/30 would be 480)"
+            "the task, the copy of its context and its place in the backlog take about 480 bytes, "
+            "which is 1/30; the rest is what that context keeps, set by the middleware for the request"
         ),
     ),
     Target(
@@ -306,8 +306,8 @@ TARGETS = (
         bound=1.2,
         measured=one(detached.DRAIN, NOBODY, STOCK),
         explanation=(
-            "stock's loop awaits what is there, and nothing else; ours makes a place in the backlog, "
-            f"takes and gives back slots, and runs; {PIECES}"
+            "stock's loop awaits what is there, and nothing else; ours makes a place in the backlog "
+            f"for each, takes and gives back slots, and runs it; {PIECES}"
         ),
     ),
     Target(
