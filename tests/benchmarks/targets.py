@@ -297,7 +297,7 @@ TARGETS = (
         measured=one(detached.MEMORY, PENDING, STOCK),
         explanation=(
             "the task, the copy of its context and its place in the backlog take about 480 bytes, "
-            "which is 1/30; the rest is what that context keeps, set by the middleware for the request"
+            "which is 1/30; the rest is what the middleware set in that context for its request"
         ),
     ),
     Target(
@@ -306,8 +306,8 @@ TARGETS = (
         bound=1.2,
         measured=one(detached.DRAIN, NOBODY, STOCK),
         explanation=(
-            "stock's loop awaits what is there, and nothing else; ours makes a place in the backlog "
-            f"for each, takes and gives back slots, and runs it; {PIECES}"
+            "stock's loop awaits what is there, and nothing else; ours makes a place for each in the "
+            f"backlog, takes and gives back slots, and runs it; {PIECES}"
         ),
     ),
     Target(
