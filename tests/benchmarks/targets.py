@@ -306,7 +306,7 @@ TARGETS = (
         bound=1.2,
         measured=one(detached.DRAIN, NOBODY, STOCK),
         explanation=(
-            "stock's loop awaits what is there, and nothing else; ours makes a place for each in the "
+            "stock's loop awaits what is there, nothing else; ours makes a place for each in the "
             f"backlog, takes and gives back slots, and runs it; {PIECES}"
         ),
     ),
