@@ -19,7 +19,7 @@ from fastapi_bgx.demo import server as server_module
 from fastapi_bgx.demo import stage as stage_module
 from fastapi_bgx.demo.__main__ import main
 from fastapi_bgx.demo.app import count_primes
-from fastapi_bgx.demo.server import DemoFailed, Server, free_port
+from fastapi_bgx.demo.server import DemoFailed, Server, ServerEnded, free_port
 from fastapi_bgx.demo.stage import Stage, wrapped
 
 DEMO = ["-m", "fastapi_bgx.demo"]
@@ -203,6 +203,20 @@ def test_of_lines_that_are_alike_the_first_are_shown(
     shown = capsys.readouterr().out
     assert shown.count("alike") == 3
     assert "... and 3 more: alike" in shown
+
+
+def test_a_silent_server_is_followed_until_it_ends(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silences = iter([None, None])
+
+    def next_line(timeout: float) -> None:
+        for silence in silences:
+            return silence
+        raise ServerEnded(7)
+
+    monkeypatch.setattr(server, "next_line", next_line)
+    assert Stage(server).follow() == 7
 
 
 def test_a_line_that_does_not_come_is_a_failure(
