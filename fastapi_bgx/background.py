@@ -247,7 +247,7 @@ def upgrade(stock: StockBackgroundTasks, runner: Runner, *, at_once: bool) -> Ba
     `at_once`, detached tasks do not wait for the end of the request (a WebSocket may never end).
     """
     ours: Any = stock
-    if ours.__class__ is StockBackgroundTasks:
+    if not isinstance(stock, BackgroundTasks):  # nor are those that others put in its place
         ours.__class__ = BackgroundTasks
     ours._entrance, ours._at_once = runner.entrance, at_once
     runner.refresh()

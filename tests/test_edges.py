@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from fastapi import BackgroundTasks as StockBackgroundTasks
 from starlette.background import BackgroundTask
 
 from fastapi_bgx import BackgroundTasks, BacklogFull, Bgx, Limit, Settings, Status, Task
@@ -149,6 +150,23 @@ async def test_a_thread_that_is_given_up_is_not_touched() -> None:
     watch.end()
     assert not call.ended
     runner.drop(task, "only watched")
+
+
+# Lists.
+
+
+async def test_a_subclass_that_somebody_put_in_the_place_of_stock_is_turned_into_ours() -> None:
+    """As extensions do that replace the class which FastAPI injects."""
+
+    class Theirs(StockBackgroundTasks):
+        pass
+
+    runner = Bgx(Settings()).runners.current()
+    tasks = upgrade(Theirs(), runner, at_once=False)
+    task = tasks.add_task(nothing)
+    assert type(tasks) is BackgroundTasks
+    await tasks()
+    assert task.status == "succeeded"
 
 
 # Tasks.
