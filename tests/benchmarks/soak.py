@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI
@@ -39,6 +39,7 @@ CLIENTS = 48
 LONGEST_EPOCH_S = 30.0
 SETTLE_S = 20.0
 MORE_BLOCKS = 1.01, 3_000
+MORE_USED = 1.05, 1_000_000
 MORE_RSS = 1.10, 8_000_000
 
 
@@ -89,33 +90,68 @@ async def settle(bgx: Bgx) -> None:
 # Memory.
 
 
-def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not say.
+class Sample(NamedTuple):
+    """What this process held after an epoch."""
 
-    Without what is free and only kept by the C library: after each flood, and with each thread that
-    allocates, that is more, so that it looks like a leak for the first quarter of an hour.
-    """
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    blocks: int
+    """Python's own, of small objects."""
+    used: int
+    """Bytes of everything else: what the C library has given out."""
+    resident: int
+    """Bytes in memory, what is free and only kept for later included."""
+
+
+class MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def sample() -> Sample:
+    """Look now. What the system does not say is 0."""
+    gc.collect()
+    system, used = ctypes.CDLL(None), 0
+    if hasattr(system, "mallinfo2"):
+        system.malloc_trim(0)
+        system.mallinfo2.restype = MallInfo
+        info: Any = system.mallinfo2()
+        used = info.uordblks + info.hblkhd
     status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * 4096 if status.exists() else 0
+    resident = int(status.read_text().split()[1]) * 4096 if status.exists() else 0
+    return Sample(sys.getallocatedblocks(), used, resident)
 
 
-def check_memory(samples: list[tuple[int, int]]) -> None:
+def check_memory(samples: list[Sample]) -> None:
     """The last sample against the first after everything was warm.
 
-    Python's own blocks are warm after the first epoch. What it keeps of them for later grows for
-    longer, with the largest flood so far: a third of the run.
+    What is in use is warm after the first epoch, and then flat. What Python keeps of it for later
+    grows for longer, with the largest flood so far: that is held against a third of the run.
     """
     if len(samples) < 3:
         return
-    (blocks, _), (last_blocks, last_rss) = samples[1], samples[-1]
-    _, rss = samples[len(samples) // 3]
-    if last_blocks > blocks * MORE_BLOCKS[0] + MORE_BLOCKS[1]:
-        ledger.report(f"{last_blocks - blocks:,} more blocks than the {blocks:,} at first")
-    if last_rss > rss * MORE_RSS[0] + MORE_RSS[1]:
-        ledger.report(f"{(last_rss - rss) / 1e6:.0f} MB more than the {rss / 1e6:.0f} MB at first")
+    first, last = samples[1], samples[-1]
+    if last.blocks > first.blocks * MORE_BLOCKS[0] + MORE_BLOCKS[1]:
+        ledger.report(f"{last.blocks - first.blocks:,} more blocks than the {first.blocks:,}")
+    for what, now, then, more in (
+        ("in use", last.used, first.used, MORE_USED),
+        ("resident", last.resident, samples[len(samples) // 3].resident, MORE_RSS),
+    ):
+        if now > then * more[0] + more[1]:
+            ledger.report(f"{(now - then) / 1e6:.1f} MB more {what} than the {then / 1e6:.1f} MB")
 
 
 # The run.
@@ -137,13 +173,12 @@ async def soak(minutes: float) -> None:
         )
     )
     app = make_app(bgx)
-    samples: list[tuple[int, int]] = []
+    samples: list[Sample] = []
     async with running(app):
         for epoch in range(1, epochs + 1):
             await load(app, epoch_s)
             await settle(bgx)
-            gc.collect()
-            samples.append((sys.getallocatedblocks(), resident()))
+            samples.append(sample())
             _print_epoch(f"{epoch}/{epochs}", samples[-1])
             if ledger.problems:
                 break
@@ -151,15 +186,15 @@ async def soak(minutes: float) -> None:
         await asyncio.sleep(epoch_s / 4)
     await visitors  # shut down under load: the rest of the visits is refused
     await settle(bgx)
-    _print_epoch("shut down under load", (sys.getallocatedblocks(), resident()))
+    _print_epoch("shut down under load", sample())
     check_memory(samples)
     _print_summary()
 
 
-def _print_epoch(epoch: str, sample: tuple[int, int]) -> None:
-    blocks, rss = sample
+def _print_epoch(epoch: str, found: Sample) -> None:
     print(
-        f"{epoch}: {ledger.totals['added']:,} tasks, {blocks:,} blocks, {rss / 1e6:.0f} MB, "
+        f"{epoch}: {ledger.totals['added']:,} tasks, {found.blocks:,} blocks, "
+        f"{found.used / 1e6:.1f} MB beside them, {found.resident / 1e6:.0f} MB resident, "
         f"{len(ledger.problems)} problems",
         flush=True,
     )
