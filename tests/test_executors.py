@@ -328,11 +328,11 @@ async def test_a_process_is_killed_with_its_request_and_by_a_shutdown(tmp_path: 
 
 
 @pytest.mark.anyio
-async def test_no_more_processes_run_than_max_processes_allows() -> None:
+async def test_no_more_processes_run_than_max_processes_allows(tmp_path: Path) -> None:
     async with serving(max_processes=2) as bgx:
         tasks = await tasks_of(bgx)
         view = tasks.using(executor="process", concurrent=True)
-        added = [view.add_task(work.span) for _ in range(8)]
+        added = [view.add_task(work.span, str(tmp_path)) for _ in range(8)]
         await tasks()
         assert bgx.stats().limiters["processes"].slots == 2
         assert bgx.stats().totals[Status.SUCCEEDED] == 8

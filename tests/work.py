@@ -143,8 +143,14 @@ def sleep_elsewhere(sender: int) -> None:
 def take(_: object) -> None: ...
 
 
-def span() -> tuple[float, float, int]:
-    """When it ran, on a clock that all processes share, and where."""
+def span(folder: str) -> tuple[float, float, int]:
+    """When it ran, on a clock that all processes share, and where.
+
+    It does not end before another process has begun, so that there is more than one.
+    """
     start = time.monotonic()
+    Path(folder, str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < 2 and time.monotonic() < start + 60:
+        time.sleep(0.001)
     time.sleep(0.05)
     return start, time.monotonic(), os.getpid()
