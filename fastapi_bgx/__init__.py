@@ -21,9 +21,10 @@ from fastapi_bgx.errors import (
     UnknownOption,
     WrongCall,
 )
-from fastapi_bgx.options import Limit, Options, TaskOptions, task_options
+from fastapi_bgx.options import CallOptions, Limit, Options, TaskOptions, task_options
 from fastapi_bgx.outcome import Outcome, Status
 from fastapi_bgx.reports import DrainReport, LimiterStats, Stats, TaskRef
+from fastapi_bgx.retry import Retry
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import CurrentTask, Task, current_task
 
@@ -34,6 +35,7 @@ __all__ = [
     "BacklogFull",
     "Bgx",
     "BgxError",
+    "CallOptions",
     "CurrentTask",
     "DrainReport",
     "Draining",
@@ -44,6 +46,7 @@ __all__ = [
     "NotInstalled",
     "Options",
     "Outcome",
+    "Retry",
     "Settings",
     "SettingsError",
     "Stats",

@@ -68,7 +68,7 @@ class Waiting(Admission):
         self._then(self._task)
 
     def _expire(self) -> None:
-        self._end(Ending(Status.EXPIRED))
+        self._end(Ending(Status.EXPIRED, reason="queue_timeout"))
 
     def _end(self, ending: Ending) -> None:
         self._stop_timer()

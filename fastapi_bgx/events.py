@@ -55,6 +55,68 @@ class TaskStarted(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskDelayed(TaskEvent):
+    """The task is not to start yet: it was given a `delay` or a `run_at`."""
+
+    name: ClassVar[EventName] = "task.delayed"
+    delay_s: float
+    """Seconds until it may start."""
+    holds_request: bool
+    """True when the task is inline: its request does not end before the task does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRetrying(TaskEvent):
+    """An attempt failed and is going to be followed by another one."""
+
+    name: ClassVar[EventName] = "task.retrying"
+    level = "warning"
+    attempt: int
+    """The number of the attempt that failed, from 1."""
+    error: BaseException
+    """What it raised; a `TimeoutError` when it timed out."""
+    delay_s: float
+    """Seconds until the next attempt may begin."""
+    holds_request: bool
+    """True when the task is inline: its request does not end before the task does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgressed(TaskEvent):
+    """The task told of its progress; at most once in a second for each task."""
+
+    name: ClassVar[EventName] = "task.progressed"
+    level = "debug"
+    fraction: float
+    """From 0 to 1."""
+    note: str
+    """What it does; empty when it did not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskJoined(TaskEvent):
+    """`add_task` gave back an unfinished task of the same `unique` key, and added none."""
+
+    name: ClassVar[EventName] = "task.joined"
+    key: str
+    """The key."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBlockedLoop(TaskEvent):
+    """The task keeps the event loop from everything else, or did so."""
+
+    name: ClassVar[EventName] = "task.blocked_loop"
+    level = "warning"
+    blocked_s: float
+    """Seconds for which it has done so."""
+    stack: str
+    """Where the task was when that was noticed, innermost frame last."""
+    ended: bool
+    """False while it still blocks; such an event is followed by one that says True."""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskEnded(TaskEvent):
     """The base of the events that end a task: exactly one for each task."""
 
@@ -101,10 +163,12 @@ class TaskCancelled(TaskEnded):
 
 @dataclass(frozen=True, slots=True)
 class TaskExpired(TaskEnded):
-    """The task waited for a slot longer than its `queue_timeout`, and was not started."""
+    """The task waited longer than its `queue_timeout` or `expires`, and was not started."""
 
     name: ClassVar[EventName] = "task.expired"
     level = "warning"
+    reason: str
+    """Which of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +290,11 @@ class Publisher:
 
 ALL_EVENTS: tuple[type[Event], ...] = (
     TaskQueued,
+    TaskJoined,
+    TaskDelayed,
     TaskStarted,
+    TaskProgressed,
+    TaskRetrying,
     TaskSucceeded,
     TaskFailed,
     TaskTimedOut,
@@ -236,6 +304,7 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     TaskRejected,
     TaskOverran,
     TaskSlow,
+    TaskBlockedLoop,
     Started,
     Drained,
 )

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import (
     Annotated,
     Any,
@@ -30,6 +31,7 @@ from pydantic import (
 )
 
 from fastapi_bgx.errors import UnknownOption
+from fastapi_bgx.retry import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 ATTRIBUTE = "__bgx_options__"
@@ -78,6 +80,12 @@ def _refuse_other_limits(value: Any) -> Any:
     raise ValueError("Input should be the name of a limit, or a Limit")
 
 
+def _refuse_other_keys(value: Any) -> Any:
+    if value is None or callable(value) or (isinstance(value, str) and value):
+        return value
+    raise ValueError("Input should be a text that is not empty, or a function that gives the key")
+
+
 class Options(TypedDict, total=False):
     """What `using` and `task_options` accept. An option left out is unchanged."""
 
@@ -97,6 +105,24 @@ class Options(TypedDict, total=False):
     """True: handed to the runner, so that the request ends without it."""
     concurrent: bool
     """True: runs beside the other tasks of its request instead of after them."""
+    retry: Retry | None
+    """Whether and how failed attempts are followed by others; `None`: not."""
+    delay: float | None
+    """Seconds after `add_task` before which the task does not start."""
+    expires: float | None
+    """Seconds after `add_task` from which on the task does not start any more."""
+    priority: int
+    """Among the tasks that wait for one limiter, the highest goes first. Default: 0."""
+    unique: str | Callable[..., Hashable] | None
+    """While a task of this name and key is unfinished, `add_task` gives that one and adds none.
+    A function makes the key of the arguments, which it gets by name."""
+
+
+class CallOptions(Options, total=False):
+    """What only `using` accepts: options for which there is a new value at each call."""
+
+    run_at: datetime | None
+    """The moment before which the task does not start, with its time zone; instead of `delay`."""
 
 
 class TaskOptions(BaseModel):
@@ -114,6 +140,13 @@ class TaskOptions(BaseModel):
     executor: ExecutorName | None = None
     detached: bool | None = None
     concurrent: bool | None = None
+    retry: Retry | None = None
+    delay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    expires: Seconds | None = None
+    priority: int | None = None
+    unique: Annotated[str | Callable[..., Hashable] | None, PlainValidator(_refuse_other_keys)] = (
+        None
+    )
 
     _no_stray_bool = field_validator("*", mode="before")(classmethod(refuse_stray_bool))
 

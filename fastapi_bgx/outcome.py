@@ -10,12 +10,14 @@ T = TypeVar("T")
 
 
 class Status(StrEnum):
-    """Where a task is in its life. All but the first two are final."""
+    """Where a task is in its life. All but the first three are final."""
 
     QUEUED = "queued"
     """Accepted by `add_task`; its function was not called yet."""
     RUNNING = "running"
     """Its function runs."""
+    RETRYING = "retrying"
+    """An attempt failed; the task waits until the next one may begin."""
     SUCCEEDED = "succeeded"
     """Its function returned."""
     FAILED = "failed"
@@ -23,9 +25,10 @@ class Status(StrEnum):
     TIMED_OUT = "timed_out"
     """Its function ran longer than its timeout. A thread may still run: see `Stats.overrunning`."""
     CANCELLED = "cancelled"
-    """It was stopped from outside: the server's shutdown, or the request's own cancellation."""
+    """It was stopped from outside: by `task.cancel()`, the server's shutdown, or the request's own
+    cancellation."""
     EXPIRED = "expired"
-    """It waited for a slot longer than its `queue_timeout` and was never started."""
+    """It waited longer than its `queue_timeout` or `expires` and was never started."""
     REJECTED = "rejected"
     """`add_task` refused it: the backlog was full, or the process was shutting down."""
     DROPPED = "dropped"
@@ -34,7 +37,7 @@ class Status(StrEnum):
     @property
     def final(self) -> bool:
         """True when the status does not change any more."""
-        return self not in (Status.QUEUED, Status.RUNNING)
+        return self not in (Status.QUEUED, Status.RUNNING, Status.RETRYING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class Outcome(Generic[T]):
     """The final status."""
     error: BaseException | None = None
     """The original exception with its traceback; a `TimeoutError` when the task timed out."""
+    errors: tuple[BaseException, ...] = ()
+    """The error of every attempt that failed, in their order; also when a later one succeeded."""
     attempts: int = 0
     """How often the function was called."""
     queued_s: float = 0.0

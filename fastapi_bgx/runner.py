@@ -7,7 +7,6 @@ does is in `executors.py`, and shutting down in `drain.py`.
 
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -49,7 +48,7 @@ from fastapi_bgx.reports import Stats
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Mailbox, Threads
-from fastapi_bgx.timers import Timers
+from fastapi_bgx.timers import Clock, Timers
 from fastapi_bgx.workers import Workers
 
 RUNNING, DONE = Status.RUNNING, Status.SUCCEEDED  # on Python 3.11, to look one up costs 0.1 µs
@@ -66,11 +65,11 @@ class Runner:
         hooks: FailureHooks,
         threads: Threads,
         common: Common,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock,
     ) -> None:
         self.settings = settings
         self.backend = backend
-        self.clock = clock
+        self.clock: Callable[[], float] = clock.now
         self.threads = threads
         self.timers: Timers = Timers(backend, clock)
         self.mailbox: Mailbox = Mailbox(backend)
@@ -92,7 +91,9 @@ class Runner:
         self._planner = Planner(settings, eager=backend.eager)
         self._common = common
         self._thread = threading.get_ident()
-        self.entrance: Entrance = Entrance(self, settings, self._planner, publisher, common, clock)
+        self.entrance: Entrance = Entrance(
+            self, settings, self._planner, publisher, common, self.clock
+        )
         """Where calls become tasks. The one part that other threads may use."""
         self._totals = dict.fromkeys((s for s in Status if s.final), 0)
         self._take = Workers(self).take
@@ -448,4 +449,4 @@ EVENT_OF: dict[Status, Any] = {
     Status.EXPIRED: TaskExpired,
     Status.DROPPED: TaskDropped,
 }
-WITH_REASON = (TaskCancelled, TaskDropped)
+WITH_REASON = (TaskCancelled, TaskDropped, TaskExpired)

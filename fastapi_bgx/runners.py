@@ -5,9 +5,8 @@ A server has one loop for its life; a `TestClient` without `with` has a new one 
 
 import contextlib
 import os
-import time
 from asyncio import get_running_loop
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, Protocol
@@ -30,6 +29,7 @@ from fastapi_bgx.runner import Runner
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Threads
+from fastapi_bgx.timers import Clock, SystemClock
 
 
 class Runners:
@@ -37,6 +37,7 @@ class Runners:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.clock: Clock = SystemClock()
         self.threads: Threads = Threads()
         self.hooks: FailureHooks = FailureHooks(self.threads)
         self._publisher = Publisher([LogListener(settings)])
@@ -103,7 +104,7 @@ class Runners:
             check_call(plan.shape, args, kwargs)
         unbound = _Unbound(self, self._common.prefix, options)
         number, context = self._common.number(), copy_context()
-        return Task(unbound, plan, func, args, kwargs, context, number, time.monotonic())
+        return Task(unbound, plan, func, args, kwargs, context, number, self.clock.now())
 
     def supervise(self, stock: BackgroundTask) -> Task[Any]:
         """Make a task of a plain `BackgroundTask`; of a subclass, of what calling it does."""
@@ -124,7 +125,13 @@ class Runners:
             self._common = Common()  # pragma: no cover - a forked worker reports no coverage
         backend = current_backend()
         runner = Runner(
-            self.settings, backend, self._publisher, self.hooks, self.threads, self._common
+            self.settings,
+            backend,
+            self._publisher,
+            self.hooks,
+            self.threads,
+            self._common,
+            self.clock,
         )
         self._by_loop[backend.token] = runner, Drain(runner)
         self._latest = backend.token, runner
@@ -136,6 +143,7 @@ class _Unbound:
 
     def __init__(self, runners: Runners, prefix: str, options: TaskOptions | None) -> None:
         self.prefix = prefix
+        self.clock: Callable[[], float] = runners.clock.now
         self._runners = runners
         self._options = options
 
@@ -150,7 +158,7 @@ class _Unbound:
     def drop(self, task: Task[Any], reason: str) -> None:
         """End the task without a runner."""
         task.claimed = True
-        task.end(Status.DROPPED, time.monotonic())
+        task.end(Status.DROPPED, self.clock())
         self._runners.publish(TaskDropped(task, reason))
 
     drop_from_any_thread = drop

@@ -28,11 +28,16 @@ from fastapi_bgx.options import (
     refuse_bool,
     refuse_stray_bool,
 )
+from fastapi_bgx.retry import Retry
 
 T = TypeVar("T")
 EventName = Literal[
     "task.queued",
+    "task.joined",
+    "task.delayed",
     "task.started",
+    "task.progressed",
+    "task.retrying",
     "task.succeeded",
     "task.failed",
     "task.timed_out",
@@ -42,6 +47,7 @@ EventName = Literal[
     "task.dropped",
     "task.rejected",
     "task.slow",
+    "task.blocked_loop",
     "bgx.started",
     "bgx.drained",
 ]
@@ -101,6 +107,13 @@ class Settings(BaseSettings):
     """Seconds that a task may wait for a slot before it expires; `None`: for ever."""
     slow_after: Seconds | None = 30.0
     """Seconds after which a running task is reported as slow; `None`: never."""
+    loop_block_after: Seconds | None = None
+    """Seconds after which a task that blocks the event loop is reported; `None`: not watched."""
+    retry: Retry | None = None
+    """Whether and how failed tasks are tried again, unless they say otherwise; `None`: not."""
+    history: Annotated[int, Field(ge=0)] = 1000
+    """Ended tasks that `bgx.get` and `bgx.find` still know, the newest; their arguments are let
+    go, and large values are kept only as long as somebody else does. 0: none."""
     drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
     """Seconds that a shutdown waits for live tasks before it cancels them."""
     on_error: Literal["capture", "raise"] = "capture"
@@ -189,7 +202,7 @@ class Settings(BaseSettings):
 
 
 FIELDS = tuple(Settings.model_fields)
-NESTING = ("limits", "tasks")
+NESTING = ("limits", "retry", "tasks")
 
 
 class _AsWritten:

@@ -1,6 +1,5 @@
 """`Task`: one call handed over. The one mutable value here; only its runner changes it."""
 
-import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context, ContextVar
 from typing import Any, Generic, Protocol, TypeVar
@@ -66,6 +65,8 @@ class Supervisor(Protocol):
 
     prefix: str
     """What the ids of its tasks begin with."""
+    clock: Callable[[], float]
+    """Seconds, of the clock by which its tasks are timed."""
 
     def start(self, task: "Task[Any]") -> Awaitable[None] | None:
         """Run the task, or hand it over, as planned; at most once.
@@ -186,24 +187,24 @@ class Task(BackgroundTask, Generic[T]):
     @property
     def timed_out(self) -> bool:
         """True when the timeout has passed."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return self.deadline is not None and self.runner.clock() >= self.deadline
 
     def remaining(self) -> float | None:
         """Seconds until the timeout, never negative; `None` without one, or before the start."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        return None if self.deadline is None else max(0.0, self.deadline - self.runner.clock())
 
     @property
     def queued_s(self) -> float:
         """Seconds from `add_task` to the first call; without one to the end, or until now."""
         until = self.ended_at if self.started_at is None else self.started_at
-        return (time.monotonic() if until is None else until) - self.added_at
+        return (self.runner.clock() if until is None else until) - self.added_at
 
     @property
     def duration_s(self) -> float:
         """Seconds from the first call to the end, or until now; 0 before the first call."""
         if self.started_at is None:
             return 0.0
-        return (time.monotonic() if self.ended_at is None else self.ended_at) - self.started_at
+        return (self.runner.clock() if self.ended_at is None else self.ended_at) - self.started_at
 
     @property
     def outcome(self) -> Outcome[T] | None:

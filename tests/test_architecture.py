@@ -16,7 +16,7 @@ import fastapi_bgx
 # A module imports only from the lines above its own. Modules of one package, which share a line,
 # may import each other. A new module is added here, at the lowest line that its imports allow.
 LEVELS: list[set[str]] = [
-    {"backends", "driving", "errors", "notices", "signals", "telemetry"},
+    {"backends", "driving", "errors", "notices", "retry", "signals", "telemetry"},
     {"calls", "options", "outcome", "threads", "timers"},
     {"reports", "settings"},
     {"limits"},
@@ -36,7 +36,15 @@ LEVELS: list[set[str]] = [
 ]
 
 # What every user has installed (`dependencies` in pyproject.toml).
-CORE = {"anyio", "fastapi", "pydantic", "pydantic_settings", "starlette", "structlog"}
+CORE = {
+    "anyio",
+    "fastapi",
+    "pydantic",
+    "pydantic_settings",
+    "starlette",
+    "structlog",
+    "tenacity",
+}
 
 # Every other third-party package, and the one module (or package) that may import it.
 ADAPTERS = {

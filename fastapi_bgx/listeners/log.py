@@ -10,15 +10,20 @@ from fastapi_bgx.events import (
     Drained,
     Event,
     Started,
+    TaskBlockedLoop,
     TaskCancelled,
+    TaskDelayed,
     TaskDropped,
     TaskEnded,
     TaskEvent,
     TaskExpired,
     TaskFailed,
+    TaskJoined,
     TaskOverran,
+    TaskProgressed,
     TaskQueued,
     TaskRejected,
+    TaskRetrying,
     TaskSlow,
     TaskStarted,
     TaskSucceeded,
@@ -126,7 +131,7 @@ def _with_traceback(event: TaskFailed | TaskTimedOut) -> Fields:
     return _of_end(event) | {"exc_info": event.task.error}
 
 
-def _with_reason(event: TaskCancelled | TaskDropped) -> Fields:
+def _with_reason(event: TaskCancelled | TaskDropped | TaskExpired) -> Fields:
     return _of_end(event) | {"reason": event.reason}
 
 
@@ -136,6 +141,39 @@ def _overran(event: TaskOverran) -> Fields:
 
 def _slow(event: TaskSlow) -> Fields:
     return _of_task(event) | {"running_s": _seconds(event.running_s)}
+
+
+def _joined(event: TaskJoined) -> Fields:
+    return _of_task(event) | {"unique": event.key}
+
+
+def _delayed(event: TaskDelayed) -> Fields:
+    return _of_task(event) | {
+        "delay_s": _seconds(event.delay_s),
+        "holds_request": event.holds_request,
+    }
+
+
+def _progressed(event: TaskProgressed) -> Fields:
+    return _of_task(event) | {"fraction": event.fraction, "note": event.note}
+
+
+def _retrying(event: TaskRetrying) -> Fields:
+    return _of_task(event) | {
+        "attempt": event.attempt,
+        "error": type(event.error).__qualname__,
+        "delay_s": _seconds(event.delay_s),
+        "holds_request": event.holds_request,
+        "exc_info": event.error,
+    }
+
+
+def _blocked_loop(event: TaskBlockedLoop) -> Fields:
+    return _of_task(event) | {
+        "blocked_s": _seconds(event.blocked_s),
+        "ended": event.ended,
+        "stack": event.stack,
+    }
 
 
 def _rejected(event: TaskRejected) -> Fields:
@@ -159,16 +197,21 @@ def _drained(event: Drained) -> Fields:
 
 FIELDS: dict[type[Event], Callable[[Any], Fields]] = {
     TaskQueued: _of_task,
+    TaskJoined: _joined,
+    TaskDelayed: _delayed,
     TaskStarted: _started,
+    TaskProgressed: _progressed,
+    TaskRetrying: _retrying,
     TaskSucceeded: _succeeded,
     TaskFailed: _with_traceback,
     TaskTimedOut: _with_traceback,
     TaskCancelled: _with_reason,
-    TaskExpired: _of_end,
+    TaskExpired: _with_reason,
     TaskDropped: _with_reason,
     TaskRejected: _rejected,
     TaskOverran: _overran,
     TaskSlow: _slow,
+    TaskBlockedLoop: _blocked_loop,
     Started: _bgx_started,
     Drained: _drained,
 }
