@@ -166,6 +166,8 @@ class ThreadCall:
         "waiter",
     )
 
+    obeys = False
+
     def __init__(self, task: Task[Any], place: Workplace) -> None:
         self._task = task
         self._place = place

@@ -98,6 +98,13 @@ class Supervisor(Protocol):
         """Have a live task end soon, because of `reason`."""
         ...
 
+    def stop(self, task: "Task[Any]") -> bool:
+        """Have a task end because its owner wants that; from any thread.
+
+        False when it has ended already.
+        """
+        ...
+
     def raise_if_told(self, task: "Task[Any]") -> None:
         """Raise the error of a task that failed, where `Settings.on_error` says so."""
         ...
@@ -128,8 +135,14 @@ class Task(BackgroundTask, Generic[T]):
     followed_by: "Task[Any] | None" = None
     key: Any = None
     payload: bytes = b""
+    at_end: "list[Callable[[Task[Any]], object]] | None" = None
+    due: float | None = None  # before which it does not start
+    errors: tuple[BaseException, ...] = ()  # of the attempts that were followed by another one
+    first_started_at: float | None = None  # set once there is a second attempt
+    untouched: Context | None = None  # the context as no attempt has changed it
+    unique: Any = None
+    lists = 1  # how many requests share it
     _outcome: Outcome[T] | None = None
-    ended_event: anyio.Event | None = None
 
     def __init__(
         self,
@@ -194,17 +207,24 @@ class Task(BackgroundTask, Generic[T]):
         return None if self.deadline is None else max(0.0, self.deadline - self.runner.clock())
 
     @property
+    def begun_at(self) -> float | None:
+        """When the first attempt started, by the runner's clock; `None` before."""
+        return self.first_started_at or self.started_at
+
+    @property
     def queued_s(self) -> float:
         """Seconds from `add_task` to the first call; without one to the end, or until now."""
-        until = self.ended_at if self.started_at is None else self.started_at
+        begun = self.begun_at
+        until = self.ended_at if begun is None else begun
         return (self.runner.clock() if until is None else until) - self.added_at
 
     @property
     def duration_s(self) -> float:
         """Seconds from the first call to the end, or until now; 0 before the first call."""
-        if self.started_at is None:
+        begun = self.begun_at
+        if begun is None:
             return 0.0
-        return (self.runner.clock() if self.ended_at is None else self.ended_at) - self.started_at
+        return (self.runner.clock() if self.ended_at is None else self.ended_at) - begun
 
     @property
     def outcome(self) -> Outcome[T] | None:
@@ -214,31 +234,67 @@ class Task(BackgroundTask, Generic[T]):
                 status=self.status,
                 returned=self.value,
                 error=self.error,
+                errors=self._all_errors(),
                 attempts=self.attempt,
                 queued_s=self.queued_s,
                 duration_s=self.duration_s,
             )
         return self._outcome
 
-    async def wait(self) -> Outcome[T]:
-        """Wait until the task has ended, and give its outcome.
+    def _all_errors(self) -> tuple[BaseException, ...]:
+        failed = self.status in (Status.FAILED, Status.TIMED_OUT) and self.error is not None
+        return (*self.errors, self.error) if failed and self.error is not None else self.errors
+
+    async def wait(self, timeout: float | None = None) -> Outcome[T]:
+        """Wait until the task has ended, and give its outcome; for `timeout` seconds at most.
 
         An inline task is started after the response is sent: a route that waits for its own
         inline task waits for ever.
+
+        Raises:
+            TimeoutError: it has not ended by then. The task is not touched.
         """
-        if self.ended_event is None:
-            self.ended_event = anyio.Event()
         if self.ended_at is None:
-            await self.ended_event.wait()
+            ended = anyio.Event()
+            callback = self.when_ended(lambda _: ended.set())
+            try:
+                with anyio.fail_after(timeout):
+                    await ended.wait()
+            finally:
+                if self.at_end is not None:
+                    self.at_end.remove(callback)
         assert self.outcome is not None
         return self.outcome
+
+    def cancel(self) -> bool:
+        """Ask the task to stop; from any thread. False when it has ended already.
+
+        True promises only that it was asked: how it ended, its status says. What waits never
+        runs. An async function is cancelled, a worker process is killed. A thread cannot be
+        stopped: its function can ask `current_task().cancelled`, and the status is that of how it
+        really ended.
+        """
+        return self.runner.stop(self)
+
+    def when_ended(
+        self, callback: "Callable[[Task[Any]], object]"
+    ) -> "Callable[[Task[Any]], object]":
+        """Have `callback(task)` called when it has ended. For the runner."""
+        if self.at_end is None:
+            self.at_end = []
+        self.at_end.append(callback)
+        return callback
 
     def end(self, status: Status, at: float) -> None:
         """Make `status` final. For the runner."""
         self.status = status
         self.ended_at = at
-        if self.ended_event is not None:
-            self.ended_event.set()
+
+    def tell_end(self) -> None:
+        """Call those who asked to be told of the end. For the runner."""
+        told, self.at_end = self.at_end, None
+        for callback in told or ():
+            callback(self)
 
     async def __call__(self) -> None:
         """Run inline or hand over, as planned. A second call does nothing."""
@@ -254,7 +310,7 @@ class Task(BackgroundTask, Generic[T]):
         rest = self.runner.start(self)
         if rest is not None:
             await rest
-        if self.error is not None:
+        if self.error is not None and self.ended_at is not None:
             mark_failed(self.error)
 
     def __repr__(self) -> str:

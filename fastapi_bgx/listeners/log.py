@@ -108,7 +108,7 @@ def _succeeded(event: TaskSucceeded) -> Fields:
     """What `_of_end` gives, for most tasks in one dict that need not grow: 0.35 µs less."""
     task = event.task
     plan, started, ended = task.plan, task.started_at, task.ended_at
-    if plan.limit is not None or started is None or ended is None:
+    if plan.limit is not None or started is None or ended is None or task.attempt > 1:
         return _of_end(event)
     return {
         "task": plan.name,
