@@ -312,7 +312,8 @@ async def test_a_task_that_waits_too_long() -> None:
                 await anyio.sleep(0.001)
             await bgx.drain(grace=0)
     expired = one(lines, "task.expired")
-    check(expired, "warning", END)
+    check(expired, "warning", END | {"reason"})
+    assert expired["reason"] == "queue_timeout"
     assert (expired["task"], expired["attempt"], expired["duration_s"]) == ("quick_async", 0, 0)
     assert expired["queued_s"] >= 0.01
     assert "quick_async" not in [line["task"] for line in named(lines, "task.started")]
