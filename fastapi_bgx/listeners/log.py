@@ -72,7 +72,8 @@ class LogListener:
         write = self._log.writer()
         context = None
         if isinstance(event, TaskEvent):
-            context = event.task.context
+            # Who is given a task in place of a new one is in a request of its own.
+            context = None if isinstance(event, TaskJoined) else event.task.context
             if self._arguments:
                 fields["arguments"] = _arguments(event)
         if context is None:
