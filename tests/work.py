@@ -154,3 +154,36 @@ def span(folder: str) -> tuple[float, float, int]:
         time.sleep(0.001)
     time.sleep(0.05)
     return start, time.monotonic(), os.getpid()
+
+
+def tell(*told: tuple[float, str | None]) -> None:
+    from fastapi_bgx import current_task
+
+    inside = current_task()
+    assert inside is not None
+    inside.check_cancelled()
+    for fraction, note in told:
+        inside.progress(fraction, note)
+
+
+def tell_and_wait(gate: str) -> None:
+    """Half done until there is a file `gate`, and then done."""
+    tell((0.25, "loading"), (0.5, None))
+    end = time.monotonic() + 60
+    while not Path(gate).exists() and time.monotonic() < end:
+        time.sleep(0.001)
+    tell((1, "done"))
+
+
+def tell_and_hang() -> None:
+    tell((0.75, "hanging"))
+    time.sleep(60)
+
+
+def log_lines() -> None:
+    from fastapi_bgx import current_task
+
+    inside = current_task()
+    assert inside is not None
+    assert inside.log is inside.log
+    inside.log.warning("one line", size=3)
