@@ -280,6 +280,22 @@ async def test_of_a_process_that_is_killed_the_last_progress_stays(files: Files)
     assert (wrong.status, wrong.last_progress) == ("failed", Progress(0.2, "right"))
     assert str(wrong.error) == "progress is a fraction from 0 to 1, not 2"
     assert lively.last_progress == Progress(1.0, "x" * 10)
+    lively.attempt += 1  # as the runner does
+    assert [lively.last_progress] == [None]
+
+
+@pytest.mark.anyio
+async def test_a_thread_that_is_left_in_a_process_makes_no_file(
+    tmp_path: Path, files: Files
+) -> None:
+    tasks = await tasks_of(Bgx(Settings(log_events=set())))
+    view = tasks.using(executor="process")
+    task = view.add_task(work.leave_a_thread_that_tells, str(tmp_path))
+    await tasks()
+    assert task.status == "succeeded"
+    (tmp_path / "ended").touch()
+    await until((tmp_path / "told").exists)
+    assert (task.last_progress, files()) == (None, [])
 
 
 def test_a_process_is_looked_at_once_in_a_second() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,20 @@ def log_lines() -> None:
     assert inside is not None
     assert inside.log is inside.log
     inside.log.warning("one line", size=3)
+
+
+def leave_a_thread_that_tells(folder: str) -> None:
+    """It tells once there is a file `ended`, and makes a file `told`."""
+    from fastapi_bgx import current_task
+
+    inside = current_task()
+    assert inside is not None
+
+    def tell_late() -> None:
+        end = time.monotonic() + 60
+        while not Path(folder, "ended").exists() and time.monotonic() < end:
+            time.sleep(0.001)
+        inside.progress(0.5)
+        Path(folder, "told").touch()
+
+    threading.Thread(target=tell_late, daemon=True).start()
