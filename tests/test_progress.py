@@ -132,12 +132,14 @@ def test_progress_is_a_frozen_value() -> None:
 # Events.
 
 
-class Still(SystemClock):
-    """A clock that tells the time it is told."""
+class Still:
+    """A clock that tells the time it is told, and wakes by that of the machine."""
 
     def __init__(self) -> None:
         self.time = 100.0
-        self.now = lambda: self.time
+        self.now: Callable[[], float] = lambda: self.time
+        self.wall = SystemClock().wall
+        self.call_later = SystemClock().call_later
 
 
 @pytest.mark.anyio
