@@ -32,6 +32,7 @@ from fastapi_bgx.events import (
     TaskExpired,
     TaskFailed,
     TaskOverran,
+    TaskProgressed,
     TaskQueued,
     TaskSlow,
     TaskStarted,
@@ -47,6 +48,7 @@ from fastapi_bgx.options import ExecutorName, Particulars, TaskOptions
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.pauses import Pauses
 from fastapi_bgx.plan import Planner
+from fastapi_bgx.progress import PROGRESS_SECONDS
 from fastapi_bgx.reports import Stats
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Task
@@ -512,6 +514,18 @@ class Runner:
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""
         self._publisher.publish(event)
+
+    def progressed(self, task: Task[Any]) -> bool:
+        """Publish how far the task is, if that was not done lately; from any thread."""
+        if TaskProgressed not in self._publisher.heard:
+            return False
+        now, told_at = self.clock(), task.progress_told_at
+        if (told_at is None or now - told_at >= PROGRESS_SECONDS) and not task.done:
+            last = task.last_progress
+            if last is not None:
+                task.progress_told_at = now
+                self.publish(TaskProgressed(task, last.fraction, last.note))
+        return True
 
     def stats(self) -> Stats:
         """A snapshot; from any thread."""

@@ -229,6 +229,10 @@ class _Unbound:
     def raise_if_told(self, task: Task[Any]) -> None:
         """Nothing of it failed."""
 
+    def progressed(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: nothing of it runs."""
+        return False
+
 
 class Serving(Protocol):
     """What is known everywhere in a request that an installed `Bgx` serves."""

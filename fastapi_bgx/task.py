@@ -5,10 +5,13 @@ from contextvars import Context, ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
+import structlog
 from starlette.background import BackgroundTask
 
-from fastapi_bgx.outcome import Outcome, Status
+from fastapi_bgx.errors import Cancelled
+from fastapi_bgx.outcome import Outcome, Progress, Status
 from fastapi_bgx.plan import Plan
+from fastapi_bgx.progress import not_a_fraction
 from fastapi_bgx.reports import TaskRef
 from fastapi_bgx.telemetry import carry_span, mark_failed
 
@@ -47,6 +50,37 @@ class CurrentTask(Protocol):
         """Seconds until the timeout, never negative; `None` without a timeout."""
         ...
 
+    def check_cancelled(self) -> None:
+        """Do nothing, unless the task was asked to stop.
+
+        Raises:
+            Cancelled: it was. Let it pass: it ends the task.
+        """
+        ...
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell how far the task is, and what it does. Others read it as `Task.last_progress`.
+
+        Cheap enough for a loop.
+
+        Args:
+            fraction: From 0 to 1.
+            note: What it does now; without it, the last note of this attempt holds on.
+
+        Raises:
+            ValueError: `fraction` is not from 0 to 1.
+        """
+        ...
+
+    @property
+    def log(self) -> Any:
+        """A logger of the application, `structlog.get_logger()`, with the task in each line.
+
+        Its fields are `task`, `task_id` and `attempt`. As with structlog's own function, its
+        class is the one that the application has configured.
+        """
+        ...
+
 
 current: ContextVar[CurrentTask] = ContextVar("fastapi_bgx_current_task")
 """Where `current_task()` looks; set in the context of each task as it starts."""
@@ -58,6 +92,15 @@ def current_task() -> CurrentTask | None:
     `None` outside of a task.
     """
     return current.get(None)
+
+
+def logger_for(task: CurrentTask) -> Any:
+    """A logger of the application with the task in each line.
+
+    It is structlog's own lazy one: it follows the configuration of now, and one that is named
+    after the module it is used in is named after that of the application, not after this one.
+    """
+    return structlog.get_logger(task=task.name, task_id=task.id, attempt=task.attempt)
 
 
 class Supervisor(Protocol):
@@ -109,6 +152,13 @@ class Supervisor(Protocol):
         """Raise the error of a task that failed, where `Settings.on_error` says so."""
         ...
 
+    def progressed(self, task: "Task[Any]") -> bool:
+        """Publish how far the task is, if that was not done lately; from any thread.
+
+        False when nobody hears it.
+        """
+        ...
+
 
 class Task(BackgroundTask, Generic[T]):
     """One call that was handed over to run in the background.
@@ -142,6 +192,10 @@ class Task(BackgroundTask, Generic[T]):
     untouched: Context | None = None  # the context as no attempt has changed it
     unique: Any = None
     lists = 1  # how many requests share it
+    progress_told_at: float | None = None  # when an event told of it last
+    progress_elsewhere: Callable[[], Progress | None] | None = None  # of its worker process
+    _progress: tuple[int, float, str] | None = None  # with its attempt
+    _log: tuple[int, Any] | None = None  # with its attempt
     _outcome: Outcome[T] | None = None
 
     def __init__(
@@ -205,6 +259,61 @@ class Task(BackgroundTask, Generic[T]):
     def remaining(self) -> float | None:
         """Seconds until the timeout, never negative; `None` without one, or before the start."""
         return None if self.deadline is None else max(0.0, self.deadline - self.runner.clock())
+
+    def check_cancelled(self) -> None:
+        """Do nothing, unless the task was asked to stop.
+
+        Raises:
+            Cancelled: it was.
+        """
+        if self.cancelled:
+            raise Cancelled(self.name)
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell how far the task is, and what it does; from inside of it.
+
+        Args:
+            fraction: From 0 to 1.
+            note: What it does now; without it, the last note of this attempt holds on.
+
+        Raises:
+            ValueError: `fraction` is not from 0 to 1.
+        """
+        if not 0 <= fraction <= 1:  # which is false for NaN, too
+            raise not_a_fraction(fraction)
+        if note is None:
+            last = self._progress
+            note = "" if last is None or last[0] != self.attempt else last[2]
+        self._progress = self.attempt, float(fraction), note
+        self.runner.progressed(self)
+
+    @property
+    def last_progress(self) -> Progress | None:
+        """What the current attempt told last of its progress, or the last one, after the end.
+
+        From any thread. `None` when it told nothing.
+        """
+        elsewhere = self.progress_elsewhere
+        if elsewhere is not None:
+            return elsewhere()
+        last = self._progress
+        return None if last is None or last[0] != self.attempt else Progress(last[1], last[2])
+
+    def keep_progress(self, last: Progress | None) -> None:
+        """Have `last` be the last progress of its worker process, which has ended."""
+        if last is not None:
+            self._progress = self.attempt, last.fraction, last.note
+        self.progress_elsewhere = None
+
+    @property
+    def log(self) -> Any:
+        """A logger of the application, `structlog.get_logger()`, with the task in each line.
+
+        Its fields are `task`, `task_id` and `attempt`.
+        """
+        if self._log is None or self._log[0] != self.attempt:
+            self._log = self.attempt, logger_for(self)
+        return self._log[1]
 
     @property
     def begun_at(self) -> float | None:

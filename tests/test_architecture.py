@@ -18,7 +18,7 @@ import fastapi_bgx
 LEVELS: list[set[str]] = [
     {"backends", "driving", "errors", "notices", "retry", "signals", "telemetry"},
     {"calls", "options", "outcome", "threads", "timers"},
-    {"reports", "settings"},
+    {"progress", "reports", "settings"},
     {"limits"},
     {"plan"},
     {"task"},
