@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 
 from fastapi_bgx.background import BackgroundTasks, upgrade
 from fastapi_bgx.errors import AlreadyInstalled, AppAlreadyStarted, NotInstalled
+from fastapi_bgx.events import Listener
 from fastapi_bgx.injection import Shortcuts, inject_everywhere, uninjected_routes
 from fastapi_bgx.listeners.hooks import Hook
 from fastapi_bgx.middleware import SCOPE_KEY, BgxMiddleware, Visit
@@ -134,6 +135,15 @@ class Bgx:
         of an inline task's request, for at most 10 seconds each. What a hook raises is logged.
         """
         return self.runners.hooks.add(hook)
+
+    def listen(self, listener: Listener) -> Listener:
+        """Tell `listener` of every event from now on; see `fastapi_bgx.events`.
+
+        It is called on whatever thread an event happens, the event loop's mostly, and has to be
+        quick. What it raises is logged, and hurts no task.
+        """
+        self.runners.publisher.add(listener)
+        return listener
 
     def stats(self) -> Stats:
         """What runs and waits now, and what has ended; from any thread."""

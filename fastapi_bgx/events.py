@@ -257,6 +257,11 @@ class Publisher:
         self.heard: dict[type[Event], tuple[Listener, ...]] = self._ask()
         """The events that any listener wants. Those that none wants need not even be made."""
 
+    def add(self, listener: Listener) -> None:
+        """Tell one more, after the others."""
+        self._listeners = (*self._listeners, listener)
+        self.heard = self._ask()
+
     def refresh(self) -> None:
         """Ask the listeners again what they hear, if that may have changed.
 

@@ -41,7 +41,7 @@ class Runners:
         self.clock: Clock = SystemClock()
         self.threads: Threads = Threads()
         self.hooks: FailureHooks = FailureHooks(self.threads)
-        self._publisher = Publisher([LogListener(settings)])
+        self.publisher: Publisher = Publisher([LogListener(settings)])
         self._common = Common()
         self._unbound_planner = Planner(settings, eager=False)
         self._by_loop: dict[object, tuple[Runner, Drain]] = {}
@@ -151,7 +151,7 @@ class Runners:
 
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""
-        self._publisher.publish(event)
+        self.publisher.publish(event)
 
     def _make(self) -> Runner:
         for token, (old, _) in list(self._by_loop.items()):
@@ -163,7 +163,7 @@ class Runners:
         runner = Runner(
             self.settings,
             backend,
-            self._publisher,
+            self.publisher,
             self.hooks,
             self.threads,
             self._common,
