@@ -51,7 +51,7 @@ class Waiting(Admission):
         then: Callable[[Task[Any]], None],
         ended: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(limiters, nothing)
+        super().__init__(limiters, nothing, task.plan.priority)
         self._runner = runner
         self._task: Task[Any] | None = task
         self._then = then

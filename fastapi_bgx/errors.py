@@ -72,7 +72,7 @@ class LimitConflict(BgxError, ValueError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"limit {name!r} was defined twice with different slots or keys; "
+            f"limit {name!r} was defined twice with different slots, rates or keys; "
             f"share one Limit object, or use two names"
         )
         self.name = name

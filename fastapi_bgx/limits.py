@@ -1,4 +1,6 @@
-"""Limiters: permission to run, handed out first come, first served.
+"""Limiters: permission to run, handed out in the order of `queues.py`.
+
+A `Limiter` bounds what runs at once, a `RateGate` what starts in a time.
 
 Everything here runs on the event loop's thread and never awaits: whoever waits leaves a callback.
 Slots are taken one limiter after the other in one fixed order, so that no two tasks can wait for
@@ -6,34 +8,23 @@ each other.
 """
 
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
-from types import FunctionType
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
-from fastapi_bgx.errors import LimitConflict, UnknownLimit
-from fastapi_bgx.options import Limit, normal_name
+from fastapi_bgx.queues import Place, Queue, fitting, purged
+from fastapi_bgx.rates import Rate, Starts
 from fastapi_bgx.reports import LimiterStats
-
-FEW = 64
-
-
-class Place(Protocol):
-    """A place in the queue of one limiter."""
-
-    waits: bool
-    """False once it was granted or given up: what is left of it in the queue is skipped."""
-
-    def grant(self) -> None:
-        """The slot is taken for it."""
-        ...
+from fastapi_bgx.timers import Timers
 
 
 class Limiter:
     """A number of slots and a queue for them. `slots=None`: counts, never refuses."""
 
     __slots__ = ("_emptied", "_queue", "keyed", "name", "slots", "taken", "waiting")
+
+    gated: ClassVar[bool] = False
+    """True for one that has to be told when a task starts."""
 
     def __init__(
         self, name: str, slots: int | None, emptied: Callable[[], None] | None = None
@@ -42,18 +33,26 @@ class Limiter:
         self.slots: int = sys.maxsize if slots is None else slots
         self.taken: int = 0
         self.waiting: int = 0
-        self._queue: deque[Place] = deque()
+        self._queue: Queue = deque()
         self._emptied = emptied
         self.keyed: bool = emptied is not None
+        """True when `release` is more than one less that is taken."""
 
     @property
     def free(self) -> bool:
         """True when a slot is free and nobody waited for it earlier."""
         return self.taken < self.slots and not self.waiting
 
+    @property
+    def idle(self) -> bool:
+        """True when nobody holds a slot or waits for one."""
+        return not self.taken and not self.waiting
+
     def queue_up(self, place: Place) -> None:
         """Have `place` granted once, with the slot already taken for it."""
         place.waits = True
+        if place.priority or type(self._queue) is not deque:
+            self._queue = fitting(self._queue, place, self.waiting)
         self._queue.append(place)
         self.waiting += 1
 
@@ -62,21 +61,35 @@ class Limiter:
         if place.waits:
             place.waits = False
             self.waiting -= 1
-            if len(self._queue) > 2 * self.waiting + FEW:  # its turn may never come
-                self._queue = deque(each for each in self._queue if each.waits)
+            self._queue = purged(self._queue, self.waiting)  # its turn may never come
             self._forget_if_idle()
 
     def release(self) -> None:
-        """Give a slot back: to the first in the queue, if there is one."""
-        while self._queue:
-            place = self._queue.popleft()
-            if place.waits:
-                place.waits = False
-                self.waiting -= 1
-                place.grant()
-                return
+        """Give a slot back after the run: to the next in the queue, if there is one."""
+        if self.taken <= self.slots:  # else there are fewer than there were
+            while self.waiting:
+                place = self._queue.popleft()
+                if place.waits:
+                    place.waits = False
+                    self.waiting -= 1
+                    place.grant()
+                    return
         self.taken -= 1
         self._forget_if_idle()
+
+    def give_back(self) -> None:
+        """Give a slot back that was not used: the task did not start."""
+        self.release()
+
+    def started(self, now: float) -> None:
+        """A task that holds a slot starts; called where `gated`. `now`: seconds of the clock."""
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots. What runs goes on, and those who wait get what is new."""
+        self.slots = slots
+        while self.waiting and self.taken < slots:
+            self.taken += 1
+            self.release()
 
     def stats(self) -> LimiterStats:
         """A snapshot."""
@@ -84,109 +97,63 @@ class Limiter:
         return LimiterStats(slots=slots, taken=self.taken, waiting=self.waiting)
 
     def _forget_if_idle(self) -> None:
-        if self._emptied is not None and not self.taken and not self.waiting:
+        if self._emptied is not None and self.idle:
             self._emptied()
 
 
-class KeyedLimiter:
-    """One `Limiter` for each key in use; idle keys are forgotten."""
+class RateGate(Limiter):
+    """So many starts in so long a time, and a queue for them.
 
-    __slots__ = ("_by_key", "limit", "name", "slots")
-
-    def __init__(self, limit: Limit, slots: int) -> None:
-        self.limit: Limit = limit
-        self.name: str = limit.name
-        self.slots: int = slots
-        self._by_key: dict[Hashable, Limiter] = {}
-
-    def of(self, key: Hashable) -> Limiter:
-        """The limiter of one key."""
-        limiter = self._by_key.get(key)
-        if limiter is None:
-            limiter = Limiter(self.limit.name, self.slots, lambda: self._forget(key))
-            self._by_key[key] = limiter
-        return limiter
-
-    def _forget(self, key: Hashable) -> None:
-        self._by_key.pop(key, None)
-
-    def key_of(self, arguments: dict[str, Any]) -> Hashable:
-        """The key of a call."""
-        assert self.limit.key is not None, "a KeyedLimiter is made of a Limit with a key"
-        key = self.limit.key(**arguments)
-        hash(key)  # in the route, where the mistake is
-        return key
-
-    def stats(self) -> LimiterStats:
-        """A snapshot, added up over the keys in use; from any thread."""
-        limiters = list(self._by_key.values())
-        return LimiterStats(
-            slots=self.slots,
-            taken=sum(limiter.taken for limiter in limiters),
-            waiting=sum(limiter.waiting for limiter in limiters),
-        )
-
-
-class Limits:
-    """The named limiters of one runner.
-
-    Names are compared as an environment variable can spell them, so that one can set any of them.
+    Its slot is taken before the start and stays so until the start has left the window. So what is
+    granted and has not started yet counts, too, and in no window do more tasks start.
     """
 
-    def __init__(self, configured: dict[str, int]) -> None:
-        self._configured = {normal_name(name): slots for name, slots in configured.items()}
-        self._by_name: dict[str, Limiter | KeyedLimiter] = {}
-        self._defined: dict[str, Limit] = {}
-        self._lock = threading.Lock()  # routes add tasks from many threads
-        for name, slots in configured.items():
-            self._by_name[normal_name(name)] = Limiter(name, slots)
+    __slots__ = ("_looks", "_starts", "_timers", "rate")
 
-    def named(self, limit: str | Limit) -> Limiter | KeyedLimiter:
-        """The limiter behind an option.
+    gated: ClassVar[bool] = True
 
-        Raises:
-            UnknownLimit: a name that neither the settings nor an earlier `Limit` defined.
-            LimitConflict: a `Limit` that contradicts an earlier one of the same name.
-        """
-        if isinstance(limit, str):
-            known = self._by_name.get(normal_name(limit))
-            if known is None:
-                raise UnknownLimit(limit, self.stats())
-            return known
-        first = self._defined.setdefault(normal_name(limit.name), limit)
-        if first is not limit and (first.slots != limit.slots or not _same(first.key, limit.key)):
-            raise LimitConflict(limit.name)
-        with self._lock:
-            return self._define(limit)
+    def __init__(
+        self,
+        name: str,
+        rate: Rate,
+        timers: Timers,
+        emptied: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(name, rate.starts, emptied)
+        self.keyed = True
+        self.rate: Rate = rate
+        self._timers = timers
+        self._starts = Starts(rate)
+        self._looks = False
+        """True while a timer is set for the first start that leaves the window."""
 
-    def stats(self) -> dict[str, LimiterStats]:
-        """A snapshot of each, by name."""
-        return {limiter.name: limiter.stats() for limiter in list(self._by_name.values())}
+    def started(self, now: float) -> None:
+        """Its slot is free again when the start has left the window."""
+        self._starts.record(now)
+        if not self._looks:
+            self._look_after(self.rate.seconds)
 
-    def _define(self, limit: Limit) -> Limiter | KeyedLimiter:
-        name = normal_name(limit.name)
-        slots = self._configured.get(name, limit.slots)
-        current = self._by_name.get(name)
-        if limit.key is not None:
-            if not isinstance(current, KeyedLimiter):
-                current = self._by_name[name] = KeyedLimiter(limit, slots)
-        elif current is None:
-            current = self._by_name[name] = Limiter(limit.name, slots)
-        return current
+    def release(self) -> None:
+        """That a task has ended gives nothing back."""
 
+    def give_back(self) -> None:
+        """The task does not start: its slot is free at once."""
+        super().release()
 
-def _same(one: object, other: object) -> bool:
-    """True for one function, also when a route makes its lambda anew for each request.
+    def _look_after(self, seconds: float) -> None:
+        self._looks = True
+        self._timers.start(seconds, self._look)
 
-    Not when the lambda uses variables of the route that differ: its results would, too.
-    """
-    if isinstance(one, FunctionType) and isinstance(other, FunctionType):
-        return _parts(one) == _parts(other)
-    return one == other
-
-
-def _parts(function: FunctionType) -> tuple[Any, ...]:
-    return function.__code__, function.__closure__, function.__defaults__, function.__kwdefaults__
+    def _look(self) -> None:
+        """Hand on the slots of the starts that have left the window."""
+        now = self._timers.now()
+        for _ in range(self._starts.forget(now)):
+            super().release()
+        wait = self._starts.wait(now)
+        if wait is None:
+            self._looks = False
+        else:
+            self._look_after(wait)
 
 
 class Admission:
@@ -195,12 +162,15 @@ class Admission:
     It is itself its place in their queues: a hundred thousand tasks may stand there.
     """
 
-    __slots__ = ("_held", "_limiters", "_ready", "waits")
+    __slots__ = ("_held", "_limiters", "_ready", "priority", "waits")
 
-    def __init__(self, limiters: tuple[Limiter, ...], ready: Callable[[], None]) -> None:
+    def __init__(
+        self, limiters: tuple[Limiter, ...], ready: Callable[[], None], priority: int = 0
+    ) -> None:
         self._limiters = limiters
         self._held = 0
         self._ready = ready
+        self.priority: int = priority
         self.waits: bool = False
 
     def start(self) -> None:
@@ -224,7 +194,7 @@ class Admission:
         self._ready = nothing
         if self.waits:
             self._limiters[self._held].leave(self)
-        release_slots(self._limiters[: self._held])
+        give_back_slots(self._limiters[: self._held])
         self._held = 0
 
     def grant(self) -> None:
@@ -248,9 +218,22 @@ def take_slots(limiters: tuple[Limiter, ...]) -> bool:
 
 
 def release_slots(limiters: Iterable[Limiter]) -> None:
-    """Give one slot of each limiter back."""
+    """Give one slot of each limiter back, after the run."""
     for limiter in limiters:
         if limiter.waiting or limiter.keyed:
             limiter.release()
         else:  # the same, without the call
             limiter.taken -= 1
+
+
+def give_back_slots(limiters: Iterable[Limiter]) -> None:
+    """Give one slot of each limiter back, which was not used: the task did not start."""
+    for limiter in limiters:
+        limiter.give_back()
+
+
+def note_start(limiters: Iterable[Limiter], now: float) -> None:
+    """A task that holds its slots starts: tell the rates among its limiters."""
+    for limiter in limiters:
+        if limiter.gated:
+            limiter.started(now)

@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from fastapi_bgx.errors import UnknownOption
+from fastapi_bgx.rates import parse_rate
 from fastapi_bgx.retry import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,19 +48,37 @@ class Limit:
 
     With `key`, that many for each value of the key. The key function gets the arguments of the
     task by name, however the caller passed them: `Limit("tenant", 2, key=lambda tenant_id, **_:
-    tenant_id)`. A value for `name` in `Settings.limits` wins over `slots`.
+    tenant_id)`.
+
+    `rate`, beside the slots or instead of them: at most so many tasks start within any interval of
+    that length, as in `"100/minute"` or `"10/5 minutes"`. It needs the extra `rates`.
+
+    Values for `name` in `Settings.limits` and `Settings.rates` win over these.
+
+    Raises:
+        ValueError: neither slots nor a rate, or one that could never let a task run.
+        ImportError: there is a rate, and the extra `rates` is not installed.
     """
 
     name: str
-    slots: int
+    slots: int | None = None
     key: Callable[..., Hashable] | None = None
+    rate: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could never let a task run."""
         if not self.name:
             raise ValueError("a Limit needs a name")
-        if type(self.slots) is not int or self.slots < 1:  # True is an int, too
+        if self.slots is None and self.rate is None:
+            raise ValueError(f"Limit({self.name!r}) needs slots, a rate, or both")
+        if self.slots is not None and (type(self.slots) is not int or self.slots < 1):
+            # Not isinstance: True is an int, too.
             raise ValueError(f"Limit({self.name!r}) needs at least 1 slot, got {self.slots!r}")
+        if self.rate is not None:
+            try:
+                parse_rate(self.rate)
+            except ValueError as error:
+                raise ValueError(f"Limit({self.name!r}): {error}, got {self.rate!r}") from None
 
 
 def refuse_bool(value: Any) -> Any:
@@ -99,7 +118,7 @@ class Options(TypedDict, total=False):
     slow_after: float | None
     """Seconds after which a running task is reported as slow; `None`: never."""
     limit: str | Limit | None
-    """The name of a limit in `Settings.limits`, or a `Limit`."""
+    """The name of a limit in `Settings.limits` or `Settings.rates`, or a `Limit`."""
     executor: ExecutorName | None
     """Where the function runs; `None`: async functions on the loop, others in a thread."""
     detached: bool

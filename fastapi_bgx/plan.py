@@ -14,10 +14,12 @@ from typing import Any
 
 from fastapi_bgx.calls import Shape, shape_of
 from fastapi_bgx.errors import WrongCall
-from fastapi_bgx.limits import KeyedLimiter, Limiter, Limits
+from fastapi_bgx.limits import Limiter
+from fastapi_bgx.named import KeyedLimiter, Limits, NamedLimiter
 from fastapi_bgx.options import ATTRIBUTE, ExecutorName, TaskOptions, normal_name
 from fastapi_bgx.retry import Retry
 from fastapi_bgx.settings import Settings
+from fastapi_bgx.timers import Timers
 
 Key = tuple[int, bool, int]
 MOST_PLANS = 10_000
@@ -50,6 +52,8 @@ class Plan:
     """There is something to work out when it is added."""
     marks_start: bool
     """There is something to note, or to check, when an attempt starts."""
+    rated: bool
+    """There is a rate among its limiters, which has to be told when an attempt starts."""
     notable_after: float
     """Seconds after which the end of an async function is late or slow, though no timer told."""
     by_hand: bool
@@ -61,11 +65,12 @@ class Plan:
 class Planner:
     """Makes the plan of a function once, and remembers it as long as the function lives."""
 
-    def __init__(self, settings: Settings, *, eager: bool) -> None:
+    def __init__(self, settings: Settings, *, eager: bool, timers: Timers | None = None) -> None:
         self._settings = settings
         self._eager = eager
         self._by_name = settings.tasks
-        self.limits: Limits = Limits(settings.limits)
+        self.limits: Limits = Limits(settings.limits, settings.rates, timers)
+        self.limits.redefined = self._forget_all
         self.concurrency: Limiter = Limiter("concurrency", settings.max_concurrency)
         self.threads: Limiter = Limiter("threads", settings.max_threads)
         self.processes: Limiter = Limiter("processes", settings.max_processes)
@@ -103,8 +108,7 @@ class Planner:
 
     def _remember(self, key: Key, anchor: Any, plan: Plan, options: TaskOptions | None) -> None:
         if len(self._plans) >= MOST_PLANS:
-            self._plans.clear()
-            self._plain.clear()
+            self._forget_all()
 
         def forget(_: weakref.ref[Any]) -> None:
             self._plans.pop(key, None)
@@ -119,6 +123,10 @@ class Planner:
         if options is None and not key[1]:
             self._plain[key[0]] = plan
 
+    def _forget_all(self) -> None:
+        self._plans.clear()
+        self._plain.clear()
+
     def _make(self, func: Any, using: TaskOptions | None) -> Plan:
         shape = shape_of(func)
         attached = _attached(func)
@@ -131,10 +139,11 @@ class Planner:
         executor = _executor(shape, options.executor)
         limiter = None if options.limit is None else self.limits.named(options.limit)
         keyed = limiter if isinstance(limiter, KeyedLimiter) else None
-        named = (limiter,) if isinstance(limiter, Limiter) else ()
+        named = limiter.limiters if isinstance(limiter, NamedLimiter) else ()
         # From the scarce to the plentiful, so that nobody holds a common slot while it waits for a
         # rare one; one order for all, so that nobody waits in a circle.
         limiters = (*named, *self._pools(executor), self.concurrency)
+        rated = limiter is not None and limiter.rate is not None
         return Plan(
             name=name,
             shape=shape,
@@ -154,7 +163,8 @@ class Planner:
             unique=options.unique,
             special=_is_special(options),
             prepared=bool(keyed or executor == "process" or options.delay is not None),
-            marks_start=_marks_start(options),
+            marks_start=_marks_start(options) or rated,
+            rated=rated,
             notable_after=_notable_after(options) if executor == "async" else math.inf,
             by_hand=self._eager and executor == "async" and shape.is_async,
             only=limiters[0] if keyed is None and len(limiters) == 1 else None,

@@ -21,9 +21,13 @@ class LimiterStats:
     slots: int | None
     """How many tasks may hold it at once (per key); `None` for no limit."""
     taken: int
-    """How many slots are taken now."""
+    """How many slots are taken now; 0 where there is only a rate."""
     waiting: int
-    """How many tasks wait for a slot."""
+    """How many tasks wait for a slot, or for their turn in the rate."""
+    rate: str | None = None
+    """How many tasks may start in a time (per key), as it was written; `None` for no limit."""
+    spent: int = 0
+    """How many have started in the last window of the rate, and are about to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,13 @@ from fastapi_bgx.events import (
 )
 from fastapi_bgx.executors import ENDED, call_async, first_step, go_on, run_attempt
 from fastapi_bgx.history import History
-from fastapi_bgx.limits import Limiter, release_slots, take_slots
+from fastapi_bgx.limits import (
+    Limiter,
+    give_back_slots,
+    note_start,
+    release_slots,
+    take_slots,
+)
 from fastapi_bgx.listeners.hooks import FailureHooks
 from fastapi_bgx.notices import notice
 from fastapi_bgx.options import ExecutorName, Particulars, TaskOptions
@@ -93,7 +99,7 @@ class Runner:
         """Told when hooks have run, while somebody drains."""
         self._publisher = publisher
         self._hooks = hooks
-        self._planner = Planner(settings, eager=backend.eager)
+        self._planner = Planner(settings, eager=backend.eager, timers=self.timers)
         self._common = common
         self._thread = threading.get_ident()
         self.entrance: Entrance = Entrance(self, settings, self._planner, publisher, common, clock)
@@ -218,7 +224,7 @@ class Runner:
     def limiters_of(self, task: Task[Any]) -> tuple[Limiter, ...]:
         """The limiters whose slots it needs, that of its key included."""
         plan = task.plan
-        return plan.limiters if plan.keyed is None else (plan.keyed.of(task.key), *plan.limiters)
+        return plan.limiters if plan.keyed is None else (*plan.keyed.of(task.key), *plan.limiters)
 
     async def _wait_for_slots(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> bool:
         """Wait in the backlog; false when the task ended there."""
@@ -276,9 +282,11 @@ class Runner:
         """What has to be noted when an attempt starts; false when it is too late for it."""
         plan = task.plan
         if plan.expires is not None and not task.attempt and now >= task.added_at + plan.expires:
-            release_slots(limiters)
+            give_back_slots(limiters)
             self.finish(task, Ending(Status.EXPIRED, reason="expires"))
             return False
+        if plan.rated:
+            note_start(limiters, now)
         if plan.timeout is not None:
             task.deadline = now + plan.timeout
         if plan.retry is not None and task.context is not None:

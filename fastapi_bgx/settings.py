@@ -9,7 +9,14 @@ import os
 from collections.abc import Set
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -28,6 +35,7 @@ from fastapi_bgx.options import (
     refuse_bool,
     refuse_stray_bool,
 )
+from fastapi_bgx.rates import check_rate
 from fastapi_bgx.retry import Retry
 
 T = TypeVar("T")
@@ -99,6 +107,8 @@ class Settings(BaseSettings):
     """Tasks of `executor="process"` that may run at once. Default: one per CPU."""
     limits: dict[str, Annotated[Slots, BeforeValidator(refuse_bool)]] = Field(default_factory=dict)
     """Named limits: name to slots, used by `limit="name"`."""
+    rates: dict[str, Annotated[str, AfterValidator(check_rate)]] = Field(default_factory=dict)
+    """Rates of named limits, as in `100/minute`: so many tasks start within any such interval."""
     max_backlog: Slots | None = 100_000
     """Tasks that may wait to start; one more is refused with `BacklogFull`. `None`: no bound."""
     timeout: Seconds | None = None
@@ -167,9 +177,9 @@ class Settings(BaseSettings):
 
     _no_stray_bool = field_validator("*", mode="before")(classmethod(refuse_stray_bool))
 
-    @field_validator("limits")
+    @field_validator("limits", "rates")
     @classmethod
-    def _no_reserved_names(cls, limits: dict[str, int]) -> dict[str, int]:
+    def _no_reserved_names(cls, limits: dict[str, T]) -> dict[str, T]:
         for name in sorted(RESERVED_LIMITS & limits.keys()):
             raise ValueError(f"{name!r} is not a name of yours; set max_{name} instead")
         return limits
@@ -192,7 +202,8 @@ class Settings(BaseSettings):
             f"is not in limits (BGX_LIMITS)"
             for name, options in self.tasks.items()
             if isinstance(options.limit, str)
-            and normal_name(options.limit) not in {normal_name(each) for each in self.limits}
+            and normal_name(options.limit)
+            not in {normal_name(each) for each in (*self.limits, *self.rates)}
         ]
         if self.on_error == "raise" and self.mode == "detached":
             problems.append(
@@ -205,7 +216,7 @@ class Settings(BaseSettings):
 
 
 FIELDS = tuple(Settings.model_fields)
-NESTING = ("limits", "retry", "tasks")
+NESTING = ("limits", "rates", "retry", "tasks")
 
 
 class _AsWritten:

@@ -89,7 +89,8 @@ class Timers:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self._backend = backend
         self._clock = clock
-        self._now = clock.now
+        self.now: Callable[[], float] = clock.now
+        """Seconds, of the clock of the timers."""
         self._lanes: dict[float, Lane] = {}
 
     def start(self, delay: float, callback: Callable[[], None]) -> Timer:
@@ -101,7 +102,7 @@ class Timers:
         lane = self._lanes.get(delay)
         if lane is None:
             lane = self._lanes[delay] = Lane(self._backend, self._clock, delay, self._forget)
-        alarm.due = self._now() + delay
+        alarm.due = self.now() + delay
         lane.waiting[alarm] = None
         if lane.armed is None:
             lane.arm()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fastapi_bgx.attempt import Cancellable, Ending
 from fastapi_bgx.backends import Backend
-from fastapi_bgx.limits import Limiter, release_slots
+from fastapi_bgx.limits import Limiter, give_back_slots
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.task import Task
 
@@ -59,7 +59,7 @@ class Workers:
 
     def cancel(self, task: Task[Any], reason: str) -> None:
         """End a task where it waits."""
-        release_slots(self._runner.limiters_of(task))
+        give_back_slots(self._runner.limiters_of(task))
         self._runner.finish(task, Ending(Status.CANCELLED, reason=reason))
 
     def _start_one(self) -> None:

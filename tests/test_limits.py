@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -17,15 +18,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from structlog.testing import capture_logs
 
 from fastapi_bgx import Bgx, Limit, LimitConflict, Settings, Task, UnknownLimit, task_options
-from fastapi_bgx.limits import (
-    Admission,
-    KeyedLimiter,
-    Limiter,
-    Limits,
-    release_slots,
-    take_slots,
-)
+from fastapi_bgx.limits import Admission, Limiter, release_slots, take_slots
+from fastapi_bgx.named import KeyedLimiter, Limits
+from fastapi_bgx.rates import parse_rate
+from fastapi_bgx.reports import LimiterStats
+from fastapi_bgx.timers import Timers
 from tests.supervision import PATIENCE, Gauge, serving, tasks_of, until
+from tests.test_timers import Loop
 
 # Every limit, measured by a counter inside the tasks.
 
@@ -478,11 +477,11 @@ def test_threads_that_use_a_new_limit_at_once_share_it() -> None:
 def test_statistics_can_be_read_while_keys_come_and_go() -> None:
     keyed, stop = KeyedLimiter(Limit("tenant", 1, key=lambda **_: 0), 1), threading.Event()
     for number in range(5000):  # so many that it takes a while to add them up
-        take_slots((keyed.of(number),))
+        take_slots(keyed.of(number))
 
     def come_and_go() -> None:
         while not stop.is_set():
-            limiters = (keyed.of("comes and goes"),)
+            limiters = keyed.of("comes and goes")
             take_slots(limiters)
             release_slots(limiters)
 
@@ -499,7 +498,7 @@ def test_statistics_can_be_read_while_keys_come_and_go() -> None:
 def test_a_key_that_nobody_uses_is_forgotten() -> None:
     keyed = KeyedLimiter(Limit("tenant", 1, key=lambda **_: 0), 1)
     for number in range(1000):
-        first, second = (keyed.of(number),), (keyed.of(number),)
+        first, second = keyed.of(number), keyed.of(number)
         assert first == second
         assert take_slots(first)
         assert not take_slots(second)
@@ -577,7 +576,7 @@ class Limiting(RuleBasedStateMachine):
         self.limiters: dict[int, tuple[Limiter, ...]] = {}
 
     def limiter(self, name: str) -> Limiter:
-        return self.keyed.of(name) if name.startswith("tenant") else self.plain[name]
+        return self.keyed.of(name)[0] if name.startswith("tenant") else self.plain[name]
 
     @rule(target=arrived, named=NAMED, pool=POOL)
     def arrive(self, named: tuple[str, ...], pool: tuple[str, ...]) -> int:
@@ -612,7 +611,7 @@ class Limiting(RuleBasedStateMachine):
             in_use = bool(self.model.holders[name] or self.model.queues[name])
             assert in_use == (name in self.keyed._by_key), "idle keys are forgotten"
             if in_use:
-                self.compare(name, self.keyed.of(name))
+                self.compare(name, self.keyed.of(name)[0])
 
     def compare(self, name: str, limiter: Limiter) -> None:
         assert limiter.taken == len(self.model.holders[name]) <= self.model.slots[name]
@@ -642,6 +641,45 @@ def test_nobody_overtakes_those_that_wait() -> None:
     release_slots((limiter,))
     assert not take_slots((limiter,)), "the slot went to the first, and one more waits"
     assert list(ready) == ["first"]
+
+
+def test_the_slots_of_a_limit_can_change_while_it_is_busy() -> None:
+    """More: those who wait get them. Fewer: nobody is stopped, and nobody starts too early."""
+    for name, key in ("a", None), ("b", lambda **_: 0):
+        limits = Limits({})
+        named = limits.named(Limit(name, 2, key))
+        limiters = named.of("k") if isinstance(named, KeyedLimiter) else named.limiters
+        ready: list[int] = []
+        for number in range(8):
+            Admission(limiters, partial(ready.append, number)).start()
+        limits.resize(name, 4)
+        assert ready == [0, 1, 2, 3]
+        limits.resize(name, 1)
+        for _ in range(3):
+            release_slots(limiters)
+        assert ready == [0, 1, 2, 3]
+        assert limits.stats()[name] == LimiterStats(slots=1, taken=1, waiting=4)
+        release_slots(limiters)
+        limits.resize(name, 100)
+        assert ready == list(range(8))
+        assert limits.named(Limit(name, 2, key)).slots == 100, "as if the settings said so"
+
+
+def test_only_slots_can_be_changed() -> None:
+    limits = Limits({}, {"rated": "1/second"})
+    with pytest.raises(ValueError, match="'rated' has a rate and no slots"):
+        limits.resize("rated", 2)
+    with pytest.raises(UnknownLimit):
+        limits.resize("none", 2)
+
+
+def test_a_rate_stays_when_slots_change() -> None:
+    keyed = KeyedLimiter(
+        Limit("tenant", 1, key=hash), 1, parse_rate("1/second"), Timers(cast(Any, None), Loop())
+    )
+    slots, gate = keyed.of("a")
+    keyed.resize(5)
+    assert (slots.slots, gate.slots) == (5, 1)
 
 
 def test_a_limiter_without_slots_counts_and_never_refuses() -> None:

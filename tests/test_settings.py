@@ -20,6 +20,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "max_threads": (7, "7"),
     "max_processes": (7, "7"),
     "limits": ({"smtp": 3, "crm": 1}, '{"smtp": 3, "crm": 1}'),
+    "rates": ({"smtp": "9/minute"}, '{"smtp": "9/minute"}'),
     "max_backlog": (7, "7"),
     "timeout": (2.5, "2.5"),
     "queue_timeout": (2.5, "2.5"),

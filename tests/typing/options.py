@@ -40,4 +40,4 @@ def wrong(tasks: BackgroundTasks) -> None:
     tasks.using(detached=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tasks.using(timeout=2).using(retries=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     task_options(timout=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    Limit("tenant")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Limit(slots=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
