@@ -152,6 +152,22 @@ class Bgx:
             raise RuntimeError("stats() needs a running application: no event loop was seen yet")
         return runner.stats()
 
+    async def resize(self, limit: str, slots: int) -> None:
+        """Change the slots of a limit while the application serves.
+
+        `limit` is a name of yours, or `concurrency`, `threads` or `processes`. With more slots,
+        tasks that wait start at once. With fewer, what runs goes on, and slots that come free are
+        not handed out until there are no more than `slots`. In this process alone, and until it
+        ends: the settings are not changed.
+
+        Raises:
+            UnknownLimit: there is no such limit.
+            ValueError: `slots` is less than 1, or the limit has a rate and no slots.
+        """
+        if slots < 1:
+            raise ValueError(f"resize({limit!r}, {slots!r}): a limit needs at least 1 slot")
+        self.runners.current().resize(limit, slots)
+
     def get(self, task_id: str) -> Task[Any] | None:
         """The task with that id: a live one, or one that `Settings.history` still has.
 

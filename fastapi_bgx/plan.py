@@ -90,6 +90,19 @@ class Planner:
                 return known
         return self._find(func, options)
 
+    def resize(self, name: str, slots: int) -> None:
+        """Change the slots of a limiter while it is in use; on the loop's thread.
+
+        Raises:
+            UnknownLimit: there is none of that name.
+            ValueError: it has a rate and no slots.
+        """
+        for pool in (self.concurrency, self.threads, self.processes):
+            if pool.name == normal_name(name):
+                pool.resize(slots)
+                return
+        self.limits.resize(name, slots)
+
     # Plans are remembered by id and weak reference: hashing a function through WeakKeyDictionary
     # costs 0.35 µs, and a strong reference would keep every closure that was ever added. An id is
     # forgotten by the callback of the reference, before another object can have it.

@@ -466,6 +466,10 @@ class Runner:
         """The tasks that have ended and are still known, the newest first; from any thread."""
         return iter(self._history)
 
+    def resize(self, name: str, slots: int) -> None:
+        """Change the slots of a limiter; what waits and now may start does so at once."""
+        self._planner.resize(name, slots)
+
     def raise_if_told(self, task: Task[Any]) -> None:
         """Raise the error of a task that failed, where `Settings.on_error` says so."""
         failed = task.status in (Status.FAILED, Status.TIMED_OUT)

@@ -665,6 +665,46 @@ def test_the_slots_of_a_limit_can_change_while_it_is_busy() -> None:
         assert limits.named(Limit(name, 2, key)).slots == 100, "as if the settings said so"
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["smtp", "concurrency"])
+async def test_an_application_changes_a_limit_while_it_is_busy(name: str) -> None:
+    gate, running = anyio.Event(), 0
+
+    async def work() -> None:
+        nonlocal running
+        running += 1
+        await gate.wait()
+
+    async with serving(limits={"smtp": 1}, max_concurrency=1) as bgx:
+        if name == "smtp":
+            await bgx.resize("concurrency", 100)
+        tasks = await tasks_of(bgx)
+        limit = name if name == "smtp" else None
+        view = tasks.using(detached=True, concurrent=True, limit=limit)
+        added = [view.add_task(work) for _ in range(5)]
+        await tasks()
+        await anyio.wait_all_tasks_blocked()
+        assert running == 1
+        await bgx.resize(name, 3)
+        await anyio.wait_all_tasks_blocked()
+        assert running == 3
+        await bgx.resize(name, 1)
+        assert bgx.stats().limiters[name] == LimiterStats(slots=1, taken=3, waiting=2)
+        gate.set()
+        for task in added:
+            await task.wait()
+        assert bgx.stats().limiters[name].taken == 0
+
+
+@pytest.mark.anyio
+async def test_a_limit_that_cannot_be_changed_is_named() -> None:
+    bgx = Bgx(Settings(limits={"smtp": 1}))
+    with pytest.raises(UnknownLimit, match="smpt"):
+        await bgx.resize("smpt", 2)
+    with pytest.raises(ValueError, match="at least 1 slot"):
+        await bgx.resize("smtp", 0)
+
+
 def test_only_slots_can_be_changed() -> None:
     limits = Limits({}, {"rated": "1/second"})
     with pytest.raises(ValueError, match="'rated' has a rate and no slots"):
