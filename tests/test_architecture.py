@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
     {"events", "processes"},
     {"attempt", "entrance", "listeners"},
     {"backlog", "executors", "workers"},
-    {"runner"},
+    {"runner", "watchdog"},
     {"drain"},
     {"runners"},
     {"background"},
