@@ -1,12 +1,13 @@
 """The watchdog: finds out which task blocks the event loop, and where it is, while it does so.
 
 A thread asks the event loop to answer. When no answer comes it looks, from outside, at what runs on
-the loop's thread, and goes on looking until there is one. A task is named when it was seen all the
-time, for as long as `Settings.loop_block_after`. It is better to miss a short block than to blame
-a task for what another one did: change nothing here that would turn this round.
+the loop's thread, and goes on looking until there is one. (A loop that sleeps is not asked.) A task
+is named when it was seen all the time, for as long as `Settings.loop_block_after`. It is better to
+miss a short block than to blame a task for what another one did: nothing here may turn this round.
 """
 
 import gc
+import math
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ LOOKS = 5  # in the time after which a task is named
 LEAST_PAUSE_SECONDS = 0.005  # Python switches threads no faster
 LEAST_WAIT_SECONDS = 0.001
 ANSWER_SHARE = 0.25  # of the pause: the loop may take so long to answer
+MOST_SPARED = 20  # questions in a row: they also tell whether there is a loop
 LAST_WORD_SECONDS = 1.0
 MOST_FRAMES = 50
 
@@ -166,9 +168,14 @@ class Watchdog:
             notice("exception", "bgx.watchdog_failed", effect="it watches the event loop no more")
 
     def _watch(self) -> None:
-        grace = self._pause * ANSWER_SHARE
+        grace, spared = self._pause * ANSWER_SHARE, 0
         while not self._stopped.wait(self._pause):
-            suspect = self._caught(self._stopwatch.lap(self._pause).held)
+            lap = self._stopwatch.lap(self._pause)
+            if lap.worked == 0 and spared < MOST_SPARED and self._look() is None:
+                spared += 1  # it sleeps, and not in a task: to ask would wake it, which costs most
+                continue
+            spared = 0
+            suspect = self._caught(lap.held)
             if not self._ask():
                 return
             answered = self._answered.wait(grace)
@@ -294,6 +301,6 @@ def _gil_enabled() -> bool:
 def _work_clock() -> Callable[[], float]:
     """A clock of the processor time of this thread, to be read from others."""
     if sys.platform != "linux":  # pragma: no cover
-        return float  # always 0: what holds the interpreter cannot be told from a machine at sleep
+        return lambda: math.nan  # neither more than anything, nor 0
     clock = time.pthread_getcpuclockid(threading.get_ident())
     return lambda: time.clock_gettime(clock)
