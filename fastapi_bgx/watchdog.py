@@ -139,16 +139,18 @@ class Watchdog:
     def start(self) -> None:
         """Begin to watch the event loop that runs in this thread."""
         if not _gil_enabled():
-            effect = "nobody is told of tasks that block the event loop"
-            notice(
-                "warning", "bgx.no_watchdog", reason="Python runs without its GIL", effect=effect
-            )
+            _tell_of_none("Python runs without its GIL")
             return
         self._loop_thread = threading.get_ident()
-        self._observer = self._place.backend.observer()
         self._stopwatch = Stopwatch()
-        self._thread = threading.Thread(target=self._run, name="bgx-watchdog", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="bgx-watchdog", daemon=True)
+        self._observer = self._place.backend.observer()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more threads
+            _tell_of_none(str(error))
+        else:
+            self._thread = thread
 
     def stop(self) -> None:
         """Watch no more; on the thread of the loop, which so has come back."""
@@ -168,20 +170,24 @@ class Watchdog:
             notice("exception", "bgx.watchdog_failed", effect="it watches the event loop no more")
 
     def _watch(self) -> None:
-        grace, spared = self._pause * ANSWER_SHARE, 0
+        spared = 0
         while not self._stopped.wait(self._pause):
             lap = self._stopwatch.lap(self._pause)
             if lap.worked == 0 and spared < MOST_SPARED and self._look() is None:
                 spared += 1  # it sleeps, and not in a task: to ask would wake it, which costs most
                 continue
             spared = 0
-            suspect = self._caught(lap.held)
-            if not self._ask():
+            if not self._question(lap.held):
                 return
-            answered = self._answered.wait(grace)
-            suspect = suspect or self._caught(self._stopwatch.lap(grace).held)
-            if suspect is not None or not answered:
-                self._investigate(suspect, answered)
+
+    def _question(self, held: float) -> bool:
+        """Ask the loop, and find out why if it does not answer; false when it never will."""
+        suspect, grace = self._caught(held), self._pause * ANSWER_SHARE
+        asked = self._ask()
+        answered = not asked or self._answered.wait(grace)
+        suspect = suspect or self._caught(self._stopwatch.lap(grace).held)
+        self._investigate(suspect, answered)
+        return asked
 
     def _ask(self) -> bool:
         """Have the loop answer; false when it never will."""
@@ -290,6 +296,11 @@ def _without_collection() -> Generator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def _tell_of_none(reason: str) -> None:
+    effect = "nobody is told of tasks that block the event loop"
+    notice("warning", "bgx.no_watchdog", reason=reason, effect=effect)
 
 
 def _gil_enabled() -> bool:

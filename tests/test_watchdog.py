@@ -487,3 +487,17 @@ async def test_it_does_not_look_where_looking_may_crash(
     async with serving(loop_block_after=AFTER):
         assert not watchdogs()
     assert "GIL" in one(lines, "bgx.no_watchdog")["reason"]
+
+
+async def test_an_application_starts_without_it_when_there_are_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch, lines: Lines
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        bgx = Bgx(Settings(loop_block_after=AFTER))
+        bgx.start()
+    await bgx.drain()
+    assert one(lines, "bgx.no_watchdog")["reason"] == "can't start new thread"
