@@ -120,6 +120,8 @@ class Drain:
             return
         runner = self._runner
         self._stop_timer()
+        if runner.when_drained is not None:
+            runner.when_drained()
         self.report = DrainReport(
             finished=tuple(self._finished),
             cancelled=tuple(self._cancelled),

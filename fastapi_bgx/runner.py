@@ -97,6 +97,8 @@ class Runner:
         """Tasks that have ended and whose failure hooks still run."""
         self.when_told: Callable[[], None] | None = None
         """Told when hooks have run, while somebody drains."""
+        self.when_drained: Callable[[], None] | None = None
+        """Told at the end of the drain."""
         self._publisher = publisher
         self._hooks = hooks
         self._planner = Planner(settings, eager=backend.eager, timers=self.timers)

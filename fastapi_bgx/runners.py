@@ -31,6 +31,7 @@ from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Threads
 from fastapi_bgx.timers import Clock, SystemClock
+from fastapi_bgx.watchdog import Watchdog
 
 
 class Runners:
@@ -94,6 +95,10 @@ class Runners:
         runner.detaching = True
         runner.refresh()  # the application may have configured structlog as it started
         runner.publish(Started(self.settings.mode))
+        if self.settings.loop_block_after is not None:
+            watchdog = Watchdog(runner, self.settings.loop_block_after)
+            runner.when_drained = watchdog.stop
+            watchdog.start()
         return True
 
     def accept(

@@ -61,9 +61,11 @@ NOTICES = {
     "bgx.listener_failed": "Telling an event raised; mostly it is the log itself that did.",
     "bgx.no_lifespan": "A detached task ran inline: without a lifespan nothing would wait for it "
     "at shutdown. Once for each `Bgx`.",
+    "bgx.no_watchdog": "`loop_block_after` is set, and this Python or system cannot do it.",
     "bgx.not_injected": "Functions ask for this library's `BackgroundTasks` and get FastAPI's own. "
     "Once for each application.",
     "bgx.retry_undecided": "A function of a `Retry` raised: the task is not tried again.",
+    "bgx.watchdog_failed": "What looks for tasks that block the event loop raised, and stopped.",
 }
 """What is logged beside events, whatever `Settings.log_events` says."""
 

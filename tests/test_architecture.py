@@ -36,7 +36,7 @@ LEVELS: list[set[str]] = [
     {"events", "processes"},
     {"attempt", "history", "listeners", "uniqueness"},
     {"backlog", "entrance", "executors", "pauses", "workers"},
-    {"runner"},
+    {"runner", "watchdog"},
     {"drain"},
     {"runners"},
     {"background"},

@@ -3,12 +3,13 @@
 import asyncio
 
 from fastapi_bgx.backends._asyncio import AsyncioBackend
-from fastapi_bgx.backends.base import Backend, Handle, Interrupt, Waiter, is_cancellation
+from fastapi_bgx.backends.base import Backend, Handle, Interrupt, Observer, Waiter, is_cancellation
 
 __all__ = [
     "Backend",
     "Handle",
     "Interrupt",
+    "Observer",
     "Waiter",
     "current_backend",
     "current_token",

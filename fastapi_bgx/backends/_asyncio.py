@@ -2,12 +2,14 @@
 
 import asyncio
 import contextvars
+import gc
+import sys
 from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
-from fastapi_bgx.backends.base import Handle, is_cancellation
+from fastapi_bgx.backends.base import Handle, frame_of, is_cancellation
 
 
 class AsyncioWaiter:
@@ -92,6 +94,21 @@ class AsyncioInterrupt:
         return False
 
 
+class AsyncioObserver:
+    """asyncio tells every thread which task a loop runs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def running(self) -> tuple[contextvars.Context | None, FrameType | None]:
+        """Context and frame of the current asyncio task; of a mere callback nothing is known."""
+        task = current_task(self._loop)
+        return (None, None) if task is None else (_context_of(task), frame_of(task.get_coro()))
+
+    def end(self) -> None:
+        """There is nothing to end."""
+
+
 class AsyncioBackend:
     """One asyncio event loop."""
 
@@ -125,6 +142,10 @@ class AsyncioBackend:
         """A new interrupt."""
         return AsyncioInterrupt(self._loop)
 
+    def observer(self) -> AsyncioObserver:
+        """A new observer."""
+        return AsyncioObserver(self._loop)
+
     def ending(self) -> bool:
         """True when the runner of the loop has cancelled every task."""
         tasks = () if self._loop.is_closed() else asyncio.all_tasks(self._loop)
@@ -149,3 +170,16 @@ def _run(function: Callable[[], Awaitable[None]]) -> Coroutine[Any, Any, None]:
         await function()
 
     return run()
+
+
+if sys.version_info >= (3, 12):  # pragma: no cover - covered where it runs
+
+    def _context_of(task: asyncio.Task[Any]) -> contextvars.Context | None:
+        return task.get_context()
+
+else:  # pragma: no cover - covered where it runs
+
+    def _context_of(task: asyncio.Task[Any]) -> contextvars.Context | None:
+        # It comes before those of callbacks, among what the task tells the garbage collector.
+        found = (each for each in gc.get_referents(task) if isinstance(each, contextvars.Context))
+        return next(found, None)

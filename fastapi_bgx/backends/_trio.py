@@ -3,12 +3,12 @@
 import contextvars
 import math
 from collections.abc import Awaitable, Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import trio
 
-from fastapi_bgx.backends.base import Handle
+from fastapi_bgx.backends.base import Handle, frame_of
 
 
 class TrioWaiter:
@@ -86,6 +86,31 @@ class _Later:
         self._scope.cancel()
 
 
+class TrioObserver(trio.abc.Instrument):
+    """Notes each step of each task: another thread cannot ask trio."""
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+        trio.lowlevel.add_instrument(self)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """A step begins."""
+        self._task = task
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - as trio has it
+        """A step has ended."""
+        self._task = None
+
+    def running(self) -> tuple[contextvars.Context | None, FrameType | None]:
+        """Context and frame of the trio task that makes a step."""
+        task = self._task
+        return (None, None) if task is None else (task.context, frame_of(task.coro))
+
+    def end(self) -> None:
+        """Note nothing any more."""
+        trio.lowlevel.remove_instrument(self)
+
+
 class TrioBackend:
     """One run of trio."""
 
@@ -115,6 +140,10 @@ class TrioBackend:
     def interrupt(self) -> TrioInterrupt:
         """A new interrupt."""
         return TrioInterrupt()
+
+    def observer(self) -> TrioObserver:
+        """A new observer."""
+        return TrioObserver()
 
     def ending(self) -> bool:
         """True: nothing else cancels a system task."""

@@ -1,7 +1,8 @@
 """What the runner needs from an event loop, and nothing else."""
 
 from collections.abc import Awaitable, Callable
-from types import TracebackType
+from contextvars import Context
+from types import FrameType, TracebackType
 from typing import Any, Protocol, cast
 
 
@@ -61,6 +62,18 @@ class Interrupt(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """Sees from another thread what the loop runs."""
+
+    def running(self) -> tuple[Context | None, FrameType | None]:
+        """The context, and the outermost frame, of what the loop spawned and runs now."""
+        ...
+
+    def end(self) -> None:
+        """Observe no more; on the loop's thread."""
+        ...
+
+
 class Backend(Protocol):
     """One running event loop."""
 
@@ -95,6 +108,10 @@ class Backend(Protocol):
         """A new interrupt for the coroutine that enters it."""
         ...
 
+    def observer(self) -> Observer:
+        """A new observer; on the loop's thread."""
+        ...
+
     def ending(self) -> bool:
         """True when everything that runs on the loop is being cancelled, or the loop stops."""
         ...
@@ -110,6 +127,12 @@ class Backend(Protocol):
     async def raise_cancelled(self) -> None:
         """Raise the cancellation of the coroutine that calls, which somebody swallowed."""
         ...
+
+
+def frame_of(coroutine: object) -> FrameType | None:
+    """The frame of a coroutine that has not ended; `None` for what has none."""
+    frame: FrameType | None = getattr(coroutine, "cr_frame", None)
+    return frame
 
 
 def is_cancellation(error: BaseException | None, cancelled: type[BaseException]) -> bool:

@@ -66,6 +66,16 @@ async def held() -> None:
     say("held.ends")
 
 
+async def holds_loop() -> None:
+    while not RELEASE.exists():
+        time.sleep(0.01)
+
+
+async def holds_loop_later() -> None:
+    await anyio.sleep(0.01)
+    await holds_loop()
+
+
 def held_thread() -> None:
     say("held_thread.starts")
     while not RELEASE.exists():
@@ -148,6 +158,8 @@ def _tasks(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
 
 TASKS = _tasks(
     held,
+    holds_loop,
+    holds_loop_later,
     held_thread,
     endless,
     stubborn,
