@@ -57,7 +57,7 @@ class Entrance:
         self._planner = planner
         self._publisher = publisher
         self._number = common.number
-        self._clock = clock
+        self.clock: Callable[[], float] = clock
         self._check_calls = settings.check_calls
         self._most = sys.maxsize if settings.max_backlog is None else settings.max_backlog
         self._room = self._most  # none when refusing, so that one comparison tells both
@@ -108,7 +108,7 @@ class Entrance:
         else:
             self._enter_or_refuse(plan.name)
         task: Task[Any] = Task(
-            self._house, plan, func, args, kwargs, copy_context(), self._number(), self._clock()
+            self._house, plan, func, args, kwargs, copy_context(), self._number(), self.clock()
         )
         if plan.keyed is not None or plan.executor == "process":
             self._prepare(task)

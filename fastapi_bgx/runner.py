@@ -106,6 +106,11 @@ class Runner:
         """True when only running tasks may add tasks."""
         return self.entrance.refusing
 
+    def tell_time_by(self, clock: Clock) -> None:
+        """Use another clock from now on; for tests. A timer that runs keeps the one it has."""
+        self.clock = self.entrance.clock = clock.now
+        self.timers = Timers(self.backend, clock)
+
     # Entering: `self.entrance.accept`, in the route.
 
     def adopt(self, task: Task[Any], options: TaskOptions | None) -> Awaitable[None] | None:

@@ -124,6 +124,11 @@ class AsyncioBackend:
         """A new interrupt."""
         return AsyncioInterrupt(self._loop)
 
+    def idle(self) -> bool:
+        """True when every task waits for a future that is not done."""
+        waiting = (getattr(task, "_fut_waiter", None) for task in asyncio.all_tasks(self._loop))
+        return all(future is not None and not future.done() for future in waiting)
+
     def ending(self) -> bool:
         """True when the runner of the loop has cancelled every task."""
         tasks = () if self._loop.is_closed() else asyncio.all_tasks(self._loop)

@@ -115,6 +115,10 @@ class TrioBackend:
         """A new interrupt."""
         return TrioInterrupt()
 
+    def idle(self) -> bool:
+        """True when no task is about to go on."""
+        return not trio.lowlevel.current_statistics().tasks_runnable
+
     def ending(self) -> bool:
         """True: nothing else cancels a system task."""
         return True

@@ -93,6 +93,10 @@ class Backend(Protocol):
         """A new interrupt for the coroutine that enters it."""
         ...
 
+    def idle(self) -> bool:
+        """True when every coroutine waits for something; asked in a callback, for tests."""
+        ...
+
     def ending(self) -> bool:
         """True when everything that runs on the loop is being cancelled, or the loop stops."""
         ...
