@@ -32,7 +32,8 @@ LEVELS: list[set[str]] = [
     {"injection", "middleware"},
     {"app"},
     {"__init__"},
-    {"demo"},
+    {"demo", "testing"},
+    {"pytest_plugin"},
 ]
 
 # What every user has installed (`dependencies` in pyproject.toml).
@@ -50,6 +51,7 @@ CORE = {
 ADAPTERS = {
     "httpx": "demo",
     "opentelemetry": "telemetry",
+    "pytest": "pytest_plugin",
     "trio": "backends._trio",
     "uvicorn": "demo",
 }
