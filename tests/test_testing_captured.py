@@ -31,6 +31,7 @@ from fastapi_bgx import (
 )
 from fastapi_bgx.testing import Captured, capturing_tasks, owning_clock
 from tests.asgi import client_of
+from tests.logs import logged, named
 from tests.supervision import PATIENCE, serving, tasks_of
 
 on_each_loop = pytest.mark.anyio
@@ -517,7 +518,9 @@ async def test_an_async_test_runs_them_on_its_own_loop(
     task = tasks.using(**options).add_task(send, "a@b.c")
     sync = tasks.using(**options).add_task(write, "line")
     await tasks()
-    assert outcomes_of(await captured.run_async()) == ["a@b.c", 1]
+    with logged() as lines:
+        assert outcomes_of(await captured.run_async()) == ["a@b.c", 1]
+    assert not named(lines, "bgx.no_lifespan")
     assert (task.status, sync.status) == ("succeeded", "succeeded")
     assert bgx.runners.current().detaching is lifespan
     assert (bgx.stats().waiting, bgx.stats().running) == (0, 0)

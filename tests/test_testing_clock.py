@@ -94,6 +94,26 @@ async def test_what_happens_on_the_way_happens_at_its_own_time(clock: Clock) -> 
 
 
 @both_loops
+@every_loop
+async def test_time_does_not_pass_while_there_is_something_to_do(clock: Clock) -> None:
+    rang: list[float] = []
+    async with serving() as bgx, anyio.create_task_group() as group:
+        timers, began, woken = bgx.runners.current().timers, clock.now(), anyio.Event()
+
+        async def go_on() -> None:
+            await woken.wait()
+            until = time.monotonic() + 0.05
+            while time.monotonic() < until:
+                await anyio.sleep(0)
+            timers.start(20.0, lambda: rang.append(clock.now() - began))
+
+        group.start_soon(go_on)
+        timers.start(10.0, woken.set)
+        await clock.advance_async(40)
+    assert rang == [pytest.approx(30)]
+
+
+@both_loops
 async def test_a_cancelled_timer_does_not_ring(clock: Clock) -> None:
     rang: list[str] = []
     async with serving() as bgx:
@@ -119,7 +139,7 @@ async def test_a_thread_that_runs_too_long_is_left(clock: Clock) -> None:
 @both_loops
 async def test_what_runs_has_a_moment_to_end_before_time_goes_on(clock: Clock) -> None:
     async def brief() -> None:
-        await anyio.sleep(0.005)
+        await anyio.sleep(0.02)
 
     async with serving() as bgx:
         task = await detach(bgx, brief, timeout=LONG)

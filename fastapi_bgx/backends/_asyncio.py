@@ -9,6 +9,9 @@ from typing import Any
 
 from fastapi_bgx.backends.base import Handle, is_cancellation
 
+IDLE_SECONDS = 0.001
+"""How often to look whether a loop is idle: asyncio does not tell."""
+
 
 class AsyncioWaiter:
     """A future without a result."""
@@ -124,10 +127,13 @@ class AsyncioBackend:
         """A new interrupt."""
         return AsyncioInterrupt(self._loop)
 
-    def idle(self) -> bool:
-        """True when every task waits for a future that is not done."""
+    def when_idle(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once every task waits for a future that is not done."""
         waiting = (getattr(task, "_fut_waiter", None) for task in asyncio.all_tasks(self._loop))
-        return all(future is not None and not future.done() for future in waiting)
+        if all(future is not None and not future.done() for future in waiting):
+            callback()
+        else:
+            self.call_later(IDLE_SECONDS, lambda: self.when_idle(callback))
 
     def ending(self) -> bool:
         """True when the runner of the loop has cancelled every task."""

@@ -115,9 +115,15 @@ class TrioBackend:
         """A new interrupt."""
         return TrioInterrupt()
 
-    def idle(self) -> bool:
-        """True when no task is about to go on."""
-        return not trio.lowlevel.current_statistics().tasks_runnable
+    def when_idle(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once every task is blocked."""
+        import trio.testing
+
+        async def wait() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            callback()
+
+        self.spawn(wait)
 
     def ending(self) -> bool:
         """True: nothing else cancels a system task."""

@@ -93,8 +93,8 @@ class Backend(Protocol):
         """A new interrupt for the coroutine that enters it."""
         ...
 
-    def idle(self) -> bool:
-        """True when every coroutine waits for something; asked in a callback, for tests."""
+    def when_idle(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once every coroutine waits for something; on the loop's thread."""
         ...
 
     def ending(self) -> bool:

@@ -20,6 +20,7 @@ from fastapi_bgx.testing.reach import living_by
 from fastapi_bgx.timers import Lane
 
 BEAT_SECONDS = 0.001
+MOST_BETWEEN_LOOKS = 0.005
 CALM_BEATS = 2
 """So often in a row all must be calm: a callback may be on its way to its loop."""
 SETTLE_SECONDS = 0.05
@@ -195,7 +196,7 @@ class Clock:
             self._changes += 1
             self._moved_at = time.monotonic()
             for pulse in pulses:
-                pulse.calm = 0
+                pulse.calm, pulse.silence = 0, 0.0
         for pulse in pulses:
             pulse.backend.call_soon_threadsafe(pulse.start)
         if not pulses:
@@ -223,7 +224,7 @@ class Clock:
             pulses = [each for each in self._pulses.values() if each.beating and each.running()]
             if any(pulse.calm < CALM_BEATS for pulse in pulses):
                 return
-            silence = min((pulse.silence() for pulse in pulses), default=0.0)
+            silence = min((pulse.silence for pulse in pulses), default=0.0)
             alarm = self._next()
             if alarm is not None and self._may_ring(alarm, silence):
                 self._ring(alarm)
@@ -276,7 +277,7 @@ class Clock:
         self._changes += 1
         self._moved_at = time.monotonic()
         for pulse in self._pulses.values():
-            pulse.calm = 0
+            pulse.calm, pulse.silence = 0, 0.0
         alarm.pulse.backend.call_soon_threadsafe(alarm.callback)
 
     def state(self, backend: Backend) -> object:
@@ -298,9 +299,11 @@ class Pulse:
         self.beating: bool = False
         self.calm: int = 0
         """So many times in a row there was nothing to see."""
+        self.silence: float = 0.0
+        """Real seconds for which there was nothing to see."""
         self._clock = clock
         self._seen: object = None
-        self._since = time.monotonic()
+        self._looked_at = 0.0
 
     def start(self) -> None:
         """Beat, for as long as that is wanted; on the thread of the loop."""
@@ -312,10 +315,6 @@ class Pulse:
         """True while the loop runs."""
         return runs(self.backend)
 
-    def silence(self) -> float:
-        """Real seconds for which it has been calm."""
-        return time.monotonic() - self._since
-
     def hand_over(self, delay: float, callback: Callable[[], Any]) -> None:
         """Leave a callback to the loop itself; from any thread."""
         with suppress(RuntimeError):  # the loop has ended
@@ -324,13 +323,18 @@ class Pulse:
             )
 
     def _beat(self) -> None:
+        self.backend.when_idle(self._look)
+
+    def _look(self) -> None:
         self.beating = False
-        idle = self.backend.idle()  # first: to look at the rest may wake somebody
+        before, self._looked_at = self._looked_at, time.monotonic()
         seen = self._clock.state(self.backend)
-        if idle and seen == self._seen:
+        if seen == self._seen:
             self.calm += 1
+            # A late look tells that others were busy, or the whole machine: that is no silence.
+            self.silence += min(self._looked_at - before, MOST_BETWEEN_LOOKS)
         else:
-            self.calm, self._seen, self._since = 0, seen, time.monotonic()
+            self.calm, self._seen, self.silence = 0, seen, 0.0
         if self._clock.wanted(self):
             self.start()
             self._clock.consider()
