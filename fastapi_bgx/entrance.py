@@ -20,6 +20,7 @@ from fastapi_bgx.plan import Planner
 from fastapi_bgx.processes import pack_call
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Supervisor, Task, current_task
+from fastapi_bgx.timers import Clock
 
 RETRY_AFTER_SECONDS = 5.0
 
@@ -57,7 +58,7 @@ class Entrance:
         self._planner = planner
         self._publisher = publisher
         self._number = common.number
-        self.clock: Callable[[], float] = clock
+        self._clock = clock
         self._check_calls = settings.check_calls
         self._most = sys.maxsize if settings.max_backlog is None else settings.max_backlog
         self._room = self._most  # none when refusing, so that one comparison tells both
@@ -81,6 +82,10 @@ class Entrance:
     def refusing(self) -> bool:
         """True when only running tasks may add tasks."""
         return self._room < self._most
+
+    def tell_time_by(self, clock: Clock) -> None:
+        """Use another clock from now on; for tests."""
+        self._clock = clock.now
 
     def refuse(self) -> None:
         """From now on only running tasks may add tasks."""
@@ -108,7 +113,7 @@ class Entrance:
         else:
             self._enter_or_refuse(plan.name)
         task: Task[Any] = Task(
-            self._house, plan, func, args, kwargs, copy_context(), self._number(), self.clock()
+            self._house, plan, func, args, kwargs, copy_context(), self._number(), self._clock()
         )
         if plan.keyed is not None or plan.executor == "process":
             self._prepare(task)

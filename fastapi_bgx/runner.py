@@ -108,7 +108,8 @@ class Runner:
 
     def tell_time_by(self, clock: Clock) -> None:
         """Use another clock from now on; for tests. A timer that runs keeps the one it has."""
-        self.clock = self.entrance.clock = clock.now
+        self.clock = clock.now
+        self.entrance.tell_time_by(clock)
         self.timers = Timers(self.backend, clock)
 
     # Entering: `self.entrance.accept`, in the route.

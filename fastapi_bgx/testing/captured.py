@@ -305,7 +305,7 @@ def capturing_tasks() -> Generator[Captured]:
             captured.clear()
 
 
-async def _refuse_to_wait(task: Task[Any]) -> Outcome[Any]:
+async def _refuse_to_wait(task: Task[Any], *_: object, **__: object) -> Outcome[Any]:
     raise RuntimeError(
         f"{task.name} is captured and does not run, so nobody can wait for it: run it first, with "
         f"bgx_tasks.run() or run_async()"
