@@ -257,14 +257,9 @@ class Publisher:
         self.heard: dict[type[Event], tuple[Listener, ...]] = self._ask()
         """The events that any listener wants. Those that none wants need not even be made."""
 
-    def join(self, listener: Listener) -> None:
-        """Tell one more listener, after the others."""
+    def add(self, listener: Listener) -> None:
+        """Tell one more, after the others."""
         self._listeners = (*self._listeners, listener)
-        self.heard = self._ask()
-
-    def leave(self, listener: Listener) -> None:
-        """Tell a listener no more. Harmless when it is not told."""
-        self._listeners = tuple(each for each in self._listeners if each is not listener)
         self.heard = self._ask()
 
     def refresh(self) -> None:
@@ -290,6 +285,11 @@ class Publisher:
                     listener=repr(listener),
                     about=event.name,
                 )
+
+    def remove(self, listener: Listener) -> None:
+        """Tell one of them no more."""
+        self._listeners = tuple(each for each in self._listeners if each is not listener)
+        self.heard = self._ask()
 
     def _ask(self) -> dict[type[Event], tuple[Listener, ...]]:
         heard = {

@@ -97,12 +97,12 @@ class Runners:
 
     def join(self, listener: Listener) -> None:
         """Tell one more listener of the events of every runner; for tests."""
-        self._publisher.join(listener)
+        self._publisher.add(listener)
         self._refresh()
 
     def leave(self, listener: Listener) -> None:
         """Tell a listener no more."""
-        self._publisher.leave(listener)
+        self._publisher.remove(listener)
         self._refresh()
 
     def _refresh(self) -> None:
