@@ -11,6 +11,7 @@ from fastapi_bgx.errors import (
     AppAlreadyStarted,
     BacklogFull,
     BgxError,
+    Cancelled,
     Draining,
     LimitConflict,
     NotInstalled,
@@ -22,7 +23,7 @@ from fastapi_bgx.errors import (
     WrongCall,
 )
 from fastapi_bgx.options import CallOptions, Limit, Options, TaskOptions, task_options
-from fastapi_bgx.outcome import Outcome, Status
+from fastapi_bgx.outcome import Outcome, Progress, Status
 from fastapi_bgx.reports import DrainReport, LimiterStats, Stats, TaskRef
 from fastapi_bgx.retry import Retry
 from fastapi_bgx.settings import Settings
@@ -36,6 +37,7 @@ __all__ = [
     "Bgx",
     "BgxError",
     "CallOptions",
+    "Cancelled",
     "CurrentTask",
     "DrainReport",
     "Draining",
@@ -46,6 +48,7 @@ __all__ = [
     "NotInstalled",
     "Options",
     "Outcome",
+    "Progress",
     "Retry",
     "Settings",
     "SettingsError",

@@ -4,8 +4,9 @@ No `from __future__ import annotations` here: FastAPI up to 0.118 cannot resolve
 a dependency that is an object, when they are strings.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
@@ -16,14 +17,18 @@ from starlette.requests import HTTPConnection
 
 from fastapi_bgx.background import BackgroundTasks, upgrade
 from fastapi_bgx.errors import AlreadyInstalled, AppAlreadyStarted, NotInstalled
+from fastapi_bgx.events import Listener
 from fastapi_bgx.injection import Shortcuts, inject_everywhere, uninjected_routes
 from fastapi_bgx.listeners.hooks import Hook
 from fastapi_bgx.middleware import SCOPE_KEY, BgxMiddleware, Visit
 from fastapi_bgx.notices import notice
+from fastapi_bgx.options import did_you_mean
+from fastapi_bgx.outcome import Status
 from fastapi_bgx.reports import DrainReport, Stats
 from fastapi_bgx.runners import Runners, serving
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.signals import SignalWatch
+from fastapi_bgx.task import Task
 
 
 class Bgx:
@@ -131,6 +136,15 @@ class Bgx:
         """
         return self.runners.hooks.add(hook)
 
+    def listen(self, listener: Listener) -> Listener:
+        """Tell `listener` of every event from now on; see `fastapi_bgx.events`.
+
+        It is called on whatever thread an event happens, the event loop's mostly, and has to be
+        quick. What it raises is logged, and hurts no task.
+        """
+        self.runners.publisher.add(listener)
+        return listener
+
     def stats(self) -> Stats:
         """What runs and waits now, and what has ended; from any thread."""
         runner = self.runners.here() or self.runners.latest()
@@ -138,7 +152,56 @@ class Bgx:
             raise RuntimeError("stats() needs a running application: no event loop was seen yet")
         return runner.stats()
 
+    def get(self, task_id: str) -> Task[Any] | None:
+        """The task with that id: a live one, or one that `Settings.history` still has.
+
+        `None` for every other id. From any thread; of this process alone.
+        """
+        return self.runners.get(task_id)
+
+    def find(
+        self,
+        *,
+        status: Status | str | Collection[Status | str] | None = None,
+        name: str | None = None,
+        since: datetime | None = None,
+    ) -> list[Task[Any]]:
+        """The live tasks, and those that `Settings.history` still has, the newest first.
+
+        Those with that status (or one of them), that name, and added `since` that moment. From any
+        thread; of this process alone.
+
+        Raises:
+            ValueError: a status that does not exist, or of which the settings keep no tasks; or a
+                `since` without a time zone.
+        """
+        statuses = None if status is None else _statuses(status)
+        self._check_kept(statuses or set())
+        return self.runners.find(statuses, name, None if since is None else self._moment(since))
+
+    def cancel(self, task_id: str) -> bool:
+        """Ask the task with that id to stop, as `task.cancel()` does; from any thread.
+
+        False when there is no such task, or it has ended already.
+        """
+        task = self.get(task_id)
+        return task is not None and task.cancel()
+
     # Inside.
+
+    def _check_kept(self, statuses: set[Status]) -> None:
+        """Nobody should take what is not kept for what did not happen."""
+        if not self.settings.history and any(status.final for status in statuses):
+            raise ValueError("Settings.history is 0: tasks that have ended are not kept")
+        if Status.SUCCEEDED in statuses and self.settings.history_of != "all":
+            raise ValueError('tasks that succeeded are kept with Settings.history_of="all"')
+
+    def _moment(self, since: datetime) -> float:
+        """A date and time by the clock of the tasks."""
+        if since.tzinfo is None:
+            raise ValueError(f"find(since=...) needs a datetime with a time zone, got {since!r}")
+        clock = self.runners.clock
+        return clock.now() - (clock.wall() - since).total_seconds()
 
     def _supervise_elsewhere(self, stock: StockBackgroundTasks) -> None:
         """For a route that was spared the dependency, and is served by another application."""
@@ -180,6 +243,16 @@ class Bgx:
                 effect="these get FastAPI's own BackgroundTasks, unsupervised",
                 remedy="bgx.install(app), or Annotated[BackgroundTasks, Depends(bgx)]",
             )
+
+
+def _statuses(status: Status | str | Collection[Status | str]) -> set[Status]:
+    wanted = [status] if isinstance(status, str) else status
+    try:
+        return {Status(each) for each in wanted}
+    except ValueError as error:
+        raise ValueError(
+            f"find(status=...): {error}; {did_you_mean(str(status), Status)}"
+        ) from None
 
 
 def _injects(call: Any) -> bool:

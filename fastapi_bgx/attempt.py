@@ -25,6 +25,7 @@ TIMEOUT = "timeout"
 OUTSIDE = "the request around it was cancelled"
 CALLERS = {"fastapi_bgx.executors", "fastapi_bgx.driving", "fastapi_bgx.runner"}
 LOOP_ENDED = "the event loop ended"
+ASKED = "cancel() was called"
 
 
 class Cancellable(Protocol):
@@ -78,6 +79,9 @@ class Workplace(Protocol):
 class Stoppable(Protocol):
     """What a watch can do about a function that runs too long: the block that it runs in."""
 
+    obeys: bool
+    """False when it can only be left: the function itself runs on."""
+
     def fire(self) -> None:
         """Stop it, or stop waiting for it."""
         ...
@@ -127,6 +131,8 @@ class Watch:
         self._place.live[self._task] = self
         assert self._task.started_at is not None
         self._start_clock(self._task.started_at)
+        if self._task.cancelled:  # by itself, at its first step
+            self.ask()
 
     def end(self) -> None:
         """Stop the timers."""
@@ -154,6 +160,12 @@ class Watch:
         """Stop the function because of `reason`; the first reason is the one that counts."""
         task.cancelled = True
         self._end_early(self.why or reason)
+
+    def ask(self) -> None:
+        """Stop the function if that is possible; else it may look at what it is asked."""
+        self._task.cancelled = True
+        if self._block.obeys:
+            self.cancel(self._task, ASKED)
 
     def give_up(self) -> None:
         """It was cancelled and goes on: leave it where it stands."""

@@ -4,13 +4,21 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeGuard, TypeVar, Unpack, overload
+from weakref import ref
 
 from fastapi import BackgroundTasks as StockBackgroundTasks
 from starlette.background import BackgroundTask
 
 from fastapi_bgx.attempt import OUTSIDE
 from fastapi_bgx.entrance import Entrance
-from fastapi_bgx.options import Options, TaskOptions, parse_options
+from fastapi_bgx.options import (
+    CallOptions,
+    Options,
+    Particulars,
+    TaskOptions,
+    parse_options,
+    particulars_of,
+)
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.runner import Runner
 from fastapi_bgx.runners import Runners, nearest_runners
@@ -36,7 +44,8 @@ class BackgroundTasks(StockBackgroundTasks):
     _entrance: Entrance | None = None
     _at_once = False
     _last_detached: Task[Any] | None = None
-    _any_concurrent = False
+    _any_beside = False
+    _listed_at: Entrance | None = None
     _seen = 0  # tasks from the first one that were certainly called
     _over = False
 
@@ -63,14 +72,14 @@ class BackgroundTasks(StockBackgroundTasks):
             func = kwargs.pop("func", None)
         return self.add(func, args, kwargs, None)
 
-    def using(self, **options: Unpack[Options]) -> "TasksView":
+    def using(self, **options: Unpack[CallOptions]) -> "TasksView":
         """The same list of tasks, with options for those that are added through it.
 
         Raises:
             TypeError: an option that does not exist.
             ValueError: a value that is out of range.
         """
-        return TasksView(self, _parsed(options))
+        return TasksView(self, dict(options))
 
     async def __call__(self) -> None:
         """Run what was added and not run yet, in the order added."""
@@ -91,8 +100,8 @@ class BackgroundTasks(StockBackgroundTasks):
                     rest = ours.runner.start(ours)
                     if rest is not None:
                         await rest
-            if self._any_concurrent:
-                await self._join_concurrent()
+            if self._any_beside:
+                await self._join_beside()
             self._seen = len(self.tasks)
         except BaseException as error:
             await self._stop(cancelled=not self._is_of_a_task(error))
@@ -113,7 +122,7 @@ class BackgroundTasks(StockBackgroundTasks):
         """Start nothing more; those that run beside end with the request, or are waited for."""
         self.drop(OUTSIDE if cancelled else "an earlier task failed, and on_error='raise'")
         for task in self._beside():
-            if cancelled:
+            if cancelled and task.lists == 1:
                 task.runner.cancel(task, OUTSIDE)
             else:
                 await task.wait()
@@ -130,6 +139,8 @@ class BackgroundTasks(StockBackgroundTasks):
 
     def __del__(self) -> None:
         """Report what was added and never called. Without the middleware only this notices."""
+        if self._listed_at is not None:
+            self._listed_at.lists.pop(id(self), None)
         added: list[BackgroundTask] = getattr(self, "tasks", [])
         if len(added) > self._seen and not sys.is_finalizing():
             for task in added[self._seen :]:
@@ -142,11 +153,12 @@ class BackgroundTasks(StockBackgroundTasks):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: TaskOptions | None,
+        call: Particulars | None = None,
     ) -> Task[Any]:
         """What `add_task` does, here and in a view; apart, so that no keyword is reserved."""
         entrance = self._entrance or self._nearest_entrance()
-        task = entrance.accept(func, args, kwargs, options)
-        if (task.plan.handed_over and self._hand_over(task)) or (self._over and _late(task)):
+        task = entrance.accept(func, args, kwargs, options, call)
+        if (task.plan.special and self._is_elsewhere(task)) or (self._over and _late(task)):
             return task
         self.tasks.append(task)
         return task
@@ -158,15 +170,26 @@ class BackgroundTasks(StockBackgroundTasks):
         if runner is None:
             return runners
         runner.refresh()
+        self.be_listed(runner.entrance)
         return runner.entrance
 
-    def _hand_over(self, task: Task[Any]) -> bool:
-        """Note what a task that is handed over needs; true when it was started at once."""
-        if task.plan.concurrent:
-            self._any_concurrent = True
-        else:
+    def be_listed(self, entrance: Entrance) -> None:
+        """Have tasks that nobody called yet be found by their id."""
+        entrance.lists[id(self)] = ref(self)
+        self._listed_at = entrance
+
+    def _is_elsewhere(self, task: Task[Any]) -> bool:
+        """Note what a special task needs; true when it is not for this list to call."""
+        plan = task.plan
+        if task.lists > 1:  # it was given in place of a new one
+            self._any_beside = True
+            return task.claimed or task in self.tasks
+        behind = plan.detached and not plan.concurrent and plan.delay is None
+        if not behind or plan.retry is not None:
+            self._any_beside = True
+        if behind:
             task.follows, self._last_detached = self._last_detached, task
-        return self._at_once and task.plan.detached and task.runner.start_now(task)
+        return self._at_once and plan.detached and task.runner.start_now(task)
 
     def _adopt(self, stock: BackgroundTask) -> Task[Any]:
         """In the list, too: whoever looks for what was not called must not find it there."""
@@ -181,7 +204,7 @@ class BackgroundTasks(StockBackgroundTasks):
             task if isinstance(task, Task) else runners.supervise(task) for task in self.tasks
         ]
 
-    async def _join_concurrent(self) -> None:
+    async def _join_beside(self) -> None:
         """Wait for those that run beside: they are inline, too, and may add tasks."""
         known = 0
         while known < len(self.tasks):
@@ -197,7 +220,7 @@ class BackgroundTasks(StockBackgroundTasks):
         return [
             task
             for task in self._supervised()
-            if task.claimed and task.plan.concurrent and not task.runner.outlives(task)
+            if task.claimed and task.spawned and not task.runner.outlives(task)
         ]
 
     def _supervised(self) -> list[Task[Any]]:
@@ -216,11 +239,14 @@ def _late(task: Task[Any]) -> bool:
 class TasksView:
     """A list of background tasks, with options for what is added through this view."""
 
-    __slots__ = ("_options", "_tasks")
+    __slots__ = ("_call", "_given", "_options", "_tasks")
 
-    def __init__(self, tasks: BackgroundTasks, options: TaskOptions) -> None:
+    def __init__(self, tasks: BackgroundTasks, given: dict[str, Any]) -> None:
         self._tasks = tasks
-        self._options = options
+        self._given = given
+        for_plan = dict(given)
+        self._call = particulars_of(for_plan)
+        self._options: TaskOptions = _parsed(for_plan)
 
     @overload
     def add_task(
@@ -232,12 +258,11 @@ class TasksView:
         """Add a call to the list, as `BackgroundTasks.add_task` does, with the options."""
         if func is BY_KEYWORD:
             func = kwargs.pop("func", None)
-        return self._tasks.add(func, args, kwargs, self._options)
+        return self._tasks.add(func, args, kwargs, self._options, self._call)
 
-    def using(self, **options: Unpack[Options]) -> "TasksView":
+    def using(self, **options: Unpack[CallOptions]) -> "TasksView":
         """The same list, with these options over those of this view."""
-        given: Any = self._options.given() | options
-        return TasksView(self._tasks, _parsed(given))
+        return TasksView(self._tasks, {**self._given, **options})
 
 
 def upgrade(stock: StockBackgroundTasks, runner: Runner, *, at_once: bool) -> BackgroundTasks:
@@ -252,15 +277,17 @@ def upgrade(stock: StockBackgroundTasks, runner: Runner, *, at_once: bool) -> Ba
     ours._entrance, ours._at_once = runner.entrance, at_once
     runner.refresh()
     tasks: BackgroundTasks = ours
+    tasks.be_listed(runner.entrance)
     return tasks
 
 
-def _parsed(options: Options) -> TaskOptions:
+def _parsed(options: dict[str, Any]) -> TaskOptions:
     """The same object for the same options, so that plans are found again."""
     try:
-        return _parse_once(tuple((name, type(value), value) for name, value in options.items()))
+        items: Any = ((name, type(value), value) for name, value in options.items())
+        return _parse_once(tuple(items))
     except TypeError:  # a value that cannot be hashed is wrong: let the message say so
-        return parse_options("using", options)
+        return parse_options("using", Options(**options))  # type: ignore[typeddict-item]  # checked inside
 
 
 @lru_cache(maxsize=1024)

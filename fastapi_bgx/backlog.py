@@ -17,6 +17,7 @@ class Finisher(Protocol):
     """What a place needs from the runner."""
 
     timers: Timers
+    clock: Callable[[], float]
 
     def finish(self, task: Task[Any], ending: Ending) -> None:
         """Make the end of a task final."""
@@ -35,9 +36,12 @@ class Followers:
 
 
 class Waiting(Admission):
-    """The place of a task that waits for slots, for `queue_timeout` seconds at most."""
+    """The place of a task that waits for slots.
 
-    __slots__ = ("_ended", "_runner", "_task", "_then", "_timer")
+    Before its first attempt, for `queue_timeout` seconds and until it `expires`, at most.
+    """
+
+    __slots__ = ("_ended", "_runner", "_task", "_then", "_timer", "_why_expired")
 
     def __init__(
         self,
@@ -53,8 +57,10 @@ class Waiting(Admission):
         self._then = then
         self._ended = ended
         self._timer: Timer | None = None
-        if task.plan.queue_timeout is not None:
-            self._timer = runner.timers.start(task.plan.queue_timeout, self._expire)
+        self._why_expired = "queue_timeout"
+        seconds = task.plan.queue_timeout
+        if task.attempt == 0 and (seconds is not None or task.plan.expires is not None):
+            self._start_timer(task, seconds)
         self.start()
 
     def cancel(self, task: Task[Any], reason: str) -> None:  # noqa: ARG002 - it has only one
@@ -67,8 +73,17 @@ class Waiting(Admission):
         assert self._task is not None, "admitted after its end"
         self._then(self._task)
 
+    def _start_timer(self, task: Task[Any], seconds: float | None) -> None:
+        expires = task.plan.expires
+        if expires is not None:
+            left = max(0.0, task.added_at + expires - self._runner.clock())
+            if seconds is None or left < seconds:
+                seconds, self._why_expired = left, "expires"
+        assert seconds is not None, "one of them is set"
+        self._timer = self._runner.timers.start(seconds, self._expire)
+
     def _expire(self) -> None:
-        self._end(Ending(Status.EXPIRED, reason="queue_timeout"))
+        self._end(Ending(Status.EXPIRED, reason=self._why_expired))
 
     def _end(self, ending: Ending) -> None:
         self._stop_timer()

@@ -51,6 +51,7 @@ class Drain:
         elif self._runner.closed or now + grace >= self._deadline:
             return
         self._deadline = now + grace
+        self._runner.pauses.announce_end(self._deadline)
         self._set_timer(grace, self._close)
 
     async def complete(self, grace: float) -> DrainReport:

@@ -113,6 +113,15 @@ class AppAlreadyStarted(BgxError, RuntimeError):
         )
 
 
+class Cancelled(BgxError):
+    """Raised by `current_task().check_cancelled()`: the task is to stop."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(f"task {task} was asked to stop")
+        self.task = task
+        """The name of the task."""
+
+
 class NoValue(BgxError, LookupError):
     """`outcome.value` was read, but the task did not succeed."""
 

@@ -166,6 +166,8 @@ class ThreadCall:
         "waiter",
     )
 
+    obeys = False
+
     def __init__(self, task: Task[Any], place: Workplace) -> None:
         self._task = task
         self._place = place
@@ -252,7 +254,7 @@ async def in_process(task: Task[Any], place: Workplace) -> Ending:
                 watch.stop_clock()  # a new worker may take longer to start than the function
                 await warm_worker(task)
                 watch.restart_clock()
-            value, raised = await run_in_worker(task)
+            value, raised = await run_in_worker(task, place.timers)
     except BaseException as caught:
         error = caught
     ending = watch.judge(value, error, interrupt)

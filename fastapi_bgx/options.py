@@ -28,6 +28,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from fastapi_bgx.errors import UnknownOption
@@ -118,6 +119,18 @@ class Options(TypedDict, total=False):
     A function makes the key of the arguments, which it gets by name."""
 
 
+class Particulars(NamedTuple):
+    """The options that belong to one call. They are in no plan: plans are made once and kept."""
+
+    run_at: datetime | None = None
+    unique: str | None = None
+
+
+def key_of_call(**_: object) -> Hashable:
+    """In place of a `unique` that is among the particulars."""
+    raise AssertionError("the key is with the call")
+
+
 class CallOptions(Options, total=False):
     """What only `using` accepts: options for which there is a new value at each call."""
 
@@ -150,6 +163,14 @@ class TaskOptions(BaseModel):
 
     _no_stray_bool = field_validator("*", mode="before")(classmethod(refuse_stray_bool))
 
+    @model_validator(mode="after")
+    def _can_start(self) -> "TaskOptions":
+        if self.delay is not None and self.expires is not None and self.delay >= self.expires:
+            raise ValueError(
+                f"a delay of {self.delay:g} s with expires={self.expires:g}: it could never start"
+            )
+        return self
+
     def given(self) -> dict[str, Any]:
         """The options that were named, with their values."""
         return {field: getattr(self, field) for field in self.model_fields_set}
@@ -163,14 +184,40 @@ def parse_options(where: str, options: Options) -> TaskOptions:
         ValueError: a value that is out of range or of the wrong type.
     """
     for name in options:
+        if name == "run_at":
+            raise UnknownOption(f"{where}() got run_at, which is for a single call: using(run_at=)")
         if name not in TaskOptions.model_fields:
             hint = did_you_mean(name, TaskOptions.model_fields)
             raise UnknownOption(f"{where}() got an unknown option {name!r}; {hint}")
     try:
         return TaskOptions(**options)
     except ValidationError as error:
-        problems = [f"{'.'.join(each.path)}: {each.message}" for each in problems_of(error)]
+        problems = [": ".join(filter(None, _path_and_message(p))) for p in problems_of(error)]
         raise ValueError(f"{where}(): {'; '.join(problems)}") from None
+
+
+def _path_and_message(problem: "Problem") -> tuple[str, str]:
+    return ".".join(problem.path), problem.message
+
+
+def particulars_of(options: dict[str, Any]) -> Particulars | None:
+    """Take the options of one call out of `options`; what has to be in the plan stays there.
+
+    Raises:
+        ValueError: a `run_at` that is no moment, or contradicts another option.
+    """
+    run_at, unique = options.pop("run_at", None), options.get("unique")
+    if run_at is not None:
+        if not isinstance(run_at, datetime) or run_at.tzinfo is None:
+            raise ValueError(f"using(): run_at should be a datetime with a time zone: {run_at!r}")
+        if options.get("delay") is not None:
+            raise ValueError("using(): run_at and delay contradict each other; give one of them")
+        options["delay"] = 0.0
+    if isinstance(unique, str) and unique:
+        options["unique"] = key_of_call
+    else:
+        unique = None
+    return None if run_at is None and unique is None else Particulars(run_at, unique)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

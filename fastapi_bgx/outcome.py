@@ -40,6 +40,16 @@ class Status(StrEnum):
         return self not in (Status.QUEUED, Status.RUNNING, Status.RETRYING)
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task said that it is."""
+
+    fraction: float
+    """From 0 to 1."""
+    note: str = ""
+    """What it does; empty when it did not say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[T]):
     """How one task ended."""

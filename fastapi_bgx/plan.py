@@ -6,6 +6,7 @@ Options are merged here, and nowhere else. The first that names an option wins: 
 
 import math
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
@@ -15,6 +16,7 @@ from fastapi_bgx.calls import Shape, shape_of
 from fastapi_bgx.errors import WrongCall
 from fastapi_bgx.limits import KeyedLimiter, Limiter, Limits
 from fastapi_bgx.options import ATTRIBUTE, ExecutorName, TaskOptions, normal_name
+from fastapi_bgx.retry import Retry
 from fastapi_bgx.settings import Settings
 
 Key = tuple[int, bool, int]
@@ -33,11 +35,21 @@ class Plan:
     slow_after: float | None
     detached: bool
     concurrent: bool
+    retry: Retry | None
+    delay: float | None
+    expires: float | None
+    priority: int
+    unique: str | Callable[..., Hashable] | None
     limit: str | None
     keyed: KeyedLimiter | None
     limiters: tuple[Limiter, ...]
-    handed_over: bool
-    """Detached or concurrent: perhaps not run by the coroutine that starts it."""
+    special: bool
+    """Detached, concurrent, delayed, retried or unique: perhaps not run, or not to its end, by the
+    coroutine that starts it."""
+    prepared: bool
+    """There is something to work out when it is added."""
+    marks_start: bool
+    """There is something to note, or to check, when an attempt starts."""
     notable_after: float
     """Seconds after which the end of an async function is late or slow, though no timer told."""
     by_hand: bool
@@ -137,7 +149,14 @@ class Planner:
             limit=None if limiter is None else _limit_name(options),
             keyed=keyed,
             limiters=limiters,
-            handed_over=bool(options.detached or options.concurrent),
+            retry=options.retry,
+            delay=options.delay,
+            expires=options.expires,
+            priority=options.priority or 0,
+            unique=options.unique,
+            special=_is_special(options),
+            prepared=bool(keyed or executor == "process" or options.delay is not None),
+            marks_start=_marks_start(options),
             notable_after=_notable_after(options) if executor == "async" else math.inf,
             by_hand=self._eager and executor == "async" and shape.is_async,
             only=limiters[0] if keyed is None and len(limiters) == 1 else None,
@@ -156,7 +175,17 @@ class Planner:
             "queue_timeout": settings.queue_timeout,
             "slow_after": settings.slow_after,
             "detached": settings.mode == "detached",
+            "retry": settings.retry,
         }
+
+
+def _is_special(options: TaskOptions) -> bool:
+    given = (options.retry, options.delay, options.unique)
+    return bool(options.detached or options.concurrent or any(o is not None for o in given))
+
+
+def _marks_start(options: TaskOptions) -> bool:
+    return any(o is not None for o in (options.timeout, options.expires, options.retry))
 
 
 def _notable_after(options: TaskOptions) -> float:

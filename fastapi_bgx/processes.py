@@ -23,7 +23,15 @@ import anyio.to_process
 import structlog
 
 from fastapi_bgx.errors import WrongCall
-from fastapi_bgx.task import Task, current
+from fastapi_bgx.outcome import Progress
+from fastapi_bgx.progress import (
+    PROGRESS_SECONDS,
+    ProgressReader,
+    ProgressWriter,
+    not_a_fraction,
+)
+from fastapi_bgx.task import Task, current, logger_for
+from fastapi_bgx.timers import Timer, Timers
 
 WARM_SECONDS = 30.0
 """How long a worker process may take to start and to import what a call needs."""
@@ -32,23 +40,89 @@ MOST_OUTPUT = 64_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerTask:
-    """The running task, seen from inside its worker process."""
+class TaskFacts:
+    """What a worker process is told of the task."""
 
     id: str
     name: str
     attempt: int
-    deadline: float | None
-    cancelled: bool = False
+    remaining: float | None
+    """Seconds until the timeout. Not a moment: the server's clock need not be the worker's."""
+    progress_path: str
+    """Where it may tell of its progress."""
+
+
+class WorkerTask:
+    """The running task, seen from inside its worker process."""
+
+    def __init__(self, facts: TaskFacts) -> None:
+        self.id = facts.id
+        self.name = facts.name
+        self.attempt = facts.attempt
+        self.cancelled: bool = False
+        left = facts.remaining
+        self._deadline = None if left is None else time.monotonic() + left
+        self._writer = ProgressWriter(facts.progress_path)
+        self._log: Any = None
 
     @property
     def timed_out(self) -> bool:
         """True when the timeout has passed; the process is killed then, so hardly ever seen."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def remaining(self) -> float | None:
-        """Seconds until the timeout; the monotonic clock is the same in every process."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        """Seconds until the timeout."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def check_cancelled(self) -> None:
+        """Do nothing: a worker process is not asked to stop, it is killed."""
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell how far the task is, and what it does; the first `MOST_NOTE` bytes of that.
+
+        Raises:
+            ValueError: `fraction` is not from 0 to 1.
+        """
+        if not 0 <= fraction <= 1:
+            raise not_a_fraction(fraction)
+        self._writer.write(fraction, note)
+
+    @property
+    def log(self) -> Any:
+        """A logger as structlog is configured in this process, with the task in each line."""
+        if self._log is None:
+            self._log = logger_for(self)
+        return self._log
+
+    def end(self) -> None:
+        """The function has ended: nothing more is told."""
+        self._writer.close()
+
+
+class ProgressPublisher:
+    """Looks once in a second how far a worker process is, and has the runner publish that."""
+
+    def __init__(self, task: Task[Any], timers: Timers) -> None:
+        self._task = task
+        self._timers = timers
+        self._last: Progress | None = None
+        self._timer: Timer = timers.start(PROGRESS_SECONDS, self._look_again)
+
+    def stop(self) -> None:
+        """Look for the last time."""
+        self._timer.cancel()
+        del self._timer  # it leads back here: a cycle
+        self._look()
+
+    def _look_again(self) -> None:
+        self._timer = self._timers.start(PROGRESS_SECONDS, self._look_again)
+        self._look()
+
+    def _look(self) -> None:
+        now = self._task.last_progress
+        if now != self._last:
+            self._last = now
+            self._task.runner.progressed(self._task)
 
 
 class RemoteTraceback(Exception):
@@ -86,18 +160,31 @@ async def warm_worker(task: Task[Any]) -> None:
         raise TimeoutError(f"no worker process was ready after {WARM_SECONDS:g} s") from None
 
 
-async def run_in_worker(task: Task[Any]) -> tuple[Any, BaseException | None]:
+async def run_in_worker(task: Task[Any], timers: Timers) -> tuple[Any, BaseException | None]:
     """Run the task's function in a worker, and give what it returned and what it raised.
 
     Raises:
         Exception: it did neither: its worker died, or what it returned cannot be brought back.
     """
-    seen_inside = WorkerTask(
-        id=task.id, name=task.name, attempt=task.attempt, deadline=task.deadline
+    progress = ProgressReader()
+    facts = TaskFacts(
+        id=task.id,
+        name=task.name,
+        attempt=task.attempt,
+        remaining=task.remaining(),
+        progress_path=progress.path,
     )
-    returned, failure, output = await _in_worker(
-        _work, task.payload, seen_inside, _picklable(_log_context(task))
-    )
+    task.progress_elsewhere = progress.read
+    # A timer that only costs, where nobody hears it.
+    publisher = ProgressPublisher(task, timers) if task.runner.progressed(task) else None
+    try:
+        returned, failure, output = await _in_worker(
+            _work, task.payload, facts, _picklable(_log_context(task))
+        )
+    finally:  # also when the worker was killed
+        task.keep_progress(progress.close())
+        if publisher is not None:
+            publisher.stop()
     if output:
         sys.stderr.write(output)
     if failure is not None:
@@ -169,11 +256,12 @@ def _ignore(_number: int, _frame: object) -> None:
 
 
 def _work(  # pragma: no cover - in a worker
-    payload: bytes, task: WorkerTask, log_context: dict[str, Any]
+    payload: bytes, facts: TaskFacts, log_context: dict[str, Any]
 ) -> tuple[bytes, tuple[BaseException, str] | None, str]:
     """Call the function; its result and its error come back as values, its output as text."""
     for number in signal.SIGINT, signal.SIGTERM:  # sent to the whole group: the server drains
         signal.signal(number, _ignore)
+    task = WorkerTask(facts)
     current.set(task)
     returned, failure = b"", None
     with _streams() as output, structlog.contextvars.bound_contextvars(**log_context):
@@ -182,6 +270,8 @@ def _work(  # pragma: no cover - in a worker
             returned = pickle.dumps(func(*args, **kwargs), pickle.HIGHEST_PROTOCOL)
         except BaseException as caught:
             failure = _portable(caught), "".join(traceback.format_exception(caught))
+        finally:
+            task.end()
         return returned, failure, _last_of(output)
 
 

@@ -1,6 +1,6 @@
 """The pytest plugin: `bgx_tasks`, `bgx_clock`, `bgx_failures`. pytest finds it by itself.
 
-The library is loaded when a test asks for a fixture, and not before.
+`fastapi_bgx.testing` is loaded when a test asks for a fixture, and not before.
 """
 
 from collections.abc import Callable, Generator, Iterator

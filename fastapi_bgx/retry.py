@@ -4,7 +4,7 @@ The length of a delay is tenacity's arithmetic; what is added is which errors co
 the delay that an error itself asks for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -37,11 +37,9 @@ def retry_after_of(error: BaseException) -> float | None:
 
 
 def _header(headers: object) -> object:
-    if not isinstance(headers, Mapping) and not hasattr(headers, "get"):
-        return None
-    with suppress(Exception):
-        named: Any = headers
-        return named.get("Retry-After") or named.get("retry-after")
+    get: Any = getattr(headers, "get", None)
+    with suppress(Exception):  # of headers that are something else
+        return get("Retry-After") or get("retry-after")
     return None
 
 
@@ -59,11 +57,12 @@ def _seconds(asked: object) -> float | None:
 
 
 def _error_types_or_test(value: Any) -> Any:
-    classes = value if isinstance(value, tuple) else (value,)
+    given: Any = value
+    classes: tuple[Any, ...] = (*given,) if isinstance(value, tuple) else (given,)
     if classes and all(isclass(each) and issubclass(each, BaseException) for each in classes):
-        return cast("tuple[type[BaseException], ...]", classes)
-    if callable(value) and not isclass(value):
-        return value
+        return classes
+    if callable(given) and not isclass(given):
+        return given
     raise ValueError("Input should be an exception class, a tuple of them, or a function")
 
 
@@ -134,9 +133,10 @@ class Retry(BaseModel):
         """
         if timed_out:
             return self.on_timeout
-        if isclass(self.on) or isinstance(self.on, tuple):
-            return isinstance(error, self.on)
-        return bool(cast("ErrorTest", self.on)(error))
+        on: Any = self.on
+        if isinstance(on, tuple):
+            return isinstance(error, cast("tuple[type[BaseException], ...]", on))
+        return bool(on(error))
 
 
 def next_delay(

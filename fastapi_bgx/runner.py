@@ -7,10 +7,11 @@ does is in `executors.py`, and shutting down in `drain.py`.
 
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from fastapi_bgx.attempt import (
+    ASKED,
     LOOP_ENDED,
     OUTSIDE,
     Cancellable,
@@ -31,6 +32,7 @@ from fastapi_bgx.events import (
     TaskExpired,
     TaskFailed,
     TaskOverran,
+    TaskProgressed,
     TaskQueued,
     TaskSlow,
     TaskStarted,
@@ -38,12 +40,15 @@ from fastapi_bgx.events import (
     TaskTimedOut,
 )
 from fastapi_bgx.executors import ENDED, call_async, first_step, go_on, run_attempt
+from fastapi_bgx.history import History
 from fastapi_bgx.limits import Limiter, release_slots, take_slots
 from fastapi_bgx.listeners.hooks import FailureHooks
 from fastapi_bgx.notices import notice
-from fastapi_bgx.options import ExecutorName, TaskOptions
+from fastapi_bgx.options import ExecutorName, Particulars, TaskOptions
 from fastapi_bgx.outcome import Status
+from fastapi_bgx.pauses import Pauses
 from fastapi_bgx.plan import Planner
+from fastapi_bgx.progress import PROGRESS_SECONDS
 from fastapi_bgx.reports import Stats
 from fastapi_bgx.settings import Settings
 from fastapi_bgx.task import Task
@@ -91,13 +96,16 @@ class Runner:
         self._planner = Planner(settings, eager=backend.eager)
         self._common = common
         self._thread = threading.get_ident()
-        self.entrance: Entrance = Entrance(
-            self, settings, self._planner, publisher, common, self.clock
-        )
+        self.entrance: Entrance = Entrance(self, settings, self._planner, publisher, common, clock)
         """Where calls become tasks. The one part that other threads may use."""
         self._totals = dict.fromkeys((s for s in Status if s.final), 0)
-        self._take = Workers(self).take
+        self._workers = Workers(self)
+        self._take = self._workers.take
         self._followers = Followers(self)
+        self.pauses: Pauses = Pauses(self)
+        """The tasks that wait for time to pass."""
+        self._history = History(settings.history)
+        self._keeps_all = settings.history > 0 and settings.history_of == "all"
         self._succeeded = 0  # apart from the others: to hash a Status costs 0.2 µs
         self._learn()
 
@@ -114,10 +122,12 @@ class Runner:
 
     # Entering: `self.entrance.accept`, in the route.
 
-    def adopt(self, task: Task[Any], options: TaskOptions | None) -> Awaitable[None] | None:
+    def adopt(
+        self, task: Task[Any], options: TaskOptions | None, call: Particulars | None
+    ) -> Awaitable[None] | None:
         """Start a task that was made outside of every loop, and is refused no more."""
         try:
-            self.entrance.adopt(task, options)
+            self.entrance.adopt(task, options, call)
         except Exception as error:
             task.claimed = True
             self.finish(task, Ending(Status.FAILED, error=error))
@@ -135,8 +145,7 @@ class Runner:
             return None
         task.claimed = True
         plan = task.plan
-        if plan.handed_over and (plan.concurrent or self._may_detach()):
-            self._spawn(task)
+        if plan.special and self._goes_aside(task):
             return None
         if self.closed:
             self._cancel_unstarted(task)
@@ -156,6 +165,17 @@ class Runner:
             return False
         task.claimed = True
         self.mailbox.post(lambda: self._spawn(task))
+        return True
+
+    def _goes_aside(self, task: Task[Any]) -> bool:
+        """True when the task goes on without the coroutine that starts it."""
+        plan = task.plan
+        if plan.concurrent or (plan.detached and self._may_detach()):
+            self._spawn(task)
+            return True
+        if self.closed or not self.pauses.delay(task):
+            return False
+        task.spawned = True
         return True
 
     def _may_detach(self) -> bool:
@@ -179,13 +199,21 @@ class Runner:
     def _spawn(self, task: Task[Any]) -> None:
         """Run a task in a worker, once the detached sibling before it has ended."""
         task.spawned = True
-        if self.closed:
-            self._cancel_unstarted(task)
+        if task.done:  # cancelled before it came here
+            return
+        if task.due is not None and not self.closed and self.pauses.delay(task):
             return
         before, task.follows = task.follows, None
         if before is not None and not before.done:
             before.followed_by = task
             self.live[task] = self._followers
+            return
+        self.admit(task)
+
+    def admit(self, task: Task[Any]) -> None:
+        """Have a task run in a worker, once it has its slots."""
+        if self.closed:
+            self._cancel_unstarted(task)
             return
         limiters = self.limiters_of(task)
         if take_slots(limiters):
@@ -227,13 +255,14 @@ class Runner:
 
     def begin(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> Awaitable[None] | None:
         """Start a task that holds its slots; `None` when it has succeeded already."""
+        started = self.clock()
+        plan = task.plan
+        if plan.marks_start and not self._mark_start(task, limiters, started):
+            return None
         self.entrance.left += 1
         task.status = RUNNING
         task.attempt += 1
-        task.started_at = started = self.clock()
-        plan = task.plan
-        if plan.timeout is not None:
-            task.deadline = started + plan.timeout
+        task.started_at = started
         if self._tells_start:
             self._publisher.publish(TaskStarted(task, task.attempt, started - task.added_at))
         context = task.context
@@ -249,6 +278,23 @@ class Runner:
         self._succeed(task, limiters)
         return None
 
+    def _mark_start(self, task: Task[Any], limiters: tuple[Limiter, ...], now: float) -> bool:
+        """What has to be noted when an attempt starts; false when it is too late for it."""
+        plan = task.plan
+        if plan.expires is not None and not task.attempt and now >= task.added_at + plan.expires:
+            release_slots(limiters)
+            self.finish(task, Ending(Status.EXPIRED, reason="expires"))
+            return False
+        if plan.timeout is not None:
+            task.deadline = now + plan.timeout
+        if plan.retry is not None and task.context is not None:
+            if task.untouched is None:
+                task.untouched = task.context
+                task.when_ended(_forget_contexts)
+            task.context = task.untouched.copy()  # an attempt does not see what another one set
+            task.error = None
+        return True
+
     async def _go_on(
         self, task: Task[Any], limiters: tuple[Limiter, ...], rest: Awaitable[Ending | None]
     ) -> None:
@@ -259,7 +305,7 @@ class Runner:
                 self.end_with_the_loop()
                 release_slots(limiters)
                 self.finish(task, Ending(Status.CANCELLED, reason=LOOP_ENDED))
-                task.context = None
+                self._let_go(task)
             raise
         if ending is None:
             self.live.pop(task, None)
@@ -275,11 +321,15 @@ class Runner:
             release_slots(limiters)
         else:
             self._leave_behind(task, limiters, ending.lingering)
+        if task.plan.retry is not None and self.pauses.retry(task, ending):
+            self.entrance.left -= 1  # it waits again
+            self._start_follower(task)  # which does not wait for the next attempt
+            return
         self.finish(task, ending)
         if self._hooks and ending.status in (Status.FAILED, Status.TIMED_OUT):
             await self._call_hooks(task)
         if ending.lingering is None:
-            task.context = None  # it leads back to the task: a cycle for the garbage collector
+            self._let_go(task)
         if ending.reraise is not None:
             raise ending.reraise
         if ending.outside:
@@ -289,16 +339,23 @@ class Runner:
 
     def finish(self, task: Task[Any], ending: Ending) -> None:
         """Make the end of a task final, and tell everybody."""
-        if task.started_at is None:
+        waited = task.status is not RUNNING
+        if waited:
             self.entrance.left += 1
         task.value, task.error = ending.value, ending.error
         task.end(ending.status, self.clock())
         self._totals[ending.status] += 1
         self.live.pop(task, None)
         self._publish_end(task, ending)
-        if task.started_at is None:
-            task.context = None
+        if self._keeps_all or ending.status is not DONE:
+            self._history.add(task)
+        if waited and task not in self.overrunning:
+            self._let_go(task)
         self._follow_up(task)
+
+    def _let_go(self, task: Task[Any]) -> None:
+        task.context = None  # it leads back to the task: a cycle for the garbage collector
+        self._history.forget_arguments(task)
 
     def _succeed(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
         """What `_complete` comes down to for a task that just succeeded: 1 µs less."""
@@ -306,14 +363,18 @@ class Runner:
         task.status = DONE
         task.ended_at = ended = self.clock()
         self._succeeded += 1
-        if task.ended_event is not None:
-            task.ended_event.set()
         if ended - task.added_at > task.plan.notable_after:
             self._report_blocking(task)
         if self._tells_success:
             self._publisher.publish(TaskSucceeded(task))
         task.context = None  # it leads back to the task: a cycle for the garbage collector
-        if task.followed_by is not None or self.when_finished is not None:
+        if self._keeps_all:
+            self._history.add(task)
+        if (
+            task.at_end is not None
+            or task.followed_by is not None
+            or self.when_finished is not None
+        ):
             self._follow_up(task)
 
     def _report_blocking(self, task: Task[Any]) -> None:
@@ -327,16 +388,23 @@ class Runner:
             self.publish(TaskSlow(task, ran))
 
     def _follow_up(self, task: Task[Any]) -> None:
-        """Start the detached task that waited for this one, and tell a drain."""
+        """Tell those who wait for the end: the next detached task, whoever asked, a drain."""
+        self._start_follower(task)
+        if task.at_end is not None:
+            task.tell_end()
+        if self.when_finished is not None:
+            self.when_finished(task)
+
+    def _start_follower(self, task: Task[Any]) -> None:
         follower, task.followed_by, task.follows = task.followed_by, None, None
         if follower is not None and not follower.done and not self.closed:  # or the drain ends it
             self.live.pop(follower, None)
             self._spawn(follower)
-        if self.when_finished is not None:
-            self.when_finished(task)
 
     def drop(self, task: Task[Any], reason: str) -> None:
         """End a task that was added and will not be called."""
+        if task.unique is not None and not self.entrance.uniques.leave(task):
+            return  # another request asked for it, too
         if not task.claimed:
             task.claimed = True
             self.finish(task, Ending(Status.DROPPED, reason=reason))
@@ -358,6 +426,44 @@ class Runner:
         if entry is not None:
             entry.cancel(task, reason)
 
+    def stop(self, task: Task[Any]) -> bool:
+        """Have a task end because its owner wants that; from any thread."""
+        if task.done:
+            return False
+        if threading.get_ident() == self._thread or self.backend.ended():
+            self._stop(task)
+        else:
+            self.mailbox.post(lambda: self._stop(task))
+        return True
+
+    def _stop(self, task: Task[Any]) -> None:
+        place = self.live.get(task)
+        if task.done:
+            return
+        if isinstance(place, Watch):
+            place.ask()
+        elif place is not None:
+            place.cancel(task, ASKED)
+        elif task.status is RUNNING:  # its first step is being made, by itself
+            task.cancelled = True
+        else:
+            task.claimed = True
+            self.finish(task, Ending(Status.CANCELLED, reason=ASKED))
+
+    def unfinished(self) -> dict[int, Task[Any]]:
+        """Every task that has not ended, by number; from any thread."""
+        begins = self._workers.begins
+        found: list[Any] = [*self.live, *([] if begins is None else [begins])]
+        for reference in list(self.entrance.lists.values()):
+            tasks = reference()
+            found += () if tasks is None else tuple(tasks.tasks)
+        ours: list[Task[Any]] = [task for task in found if type(task) is Task]
+        return {task.number: task for task in ours if task.runner is self and not task.done}
+
+    def history(self) -> Iterator[Task[Any]]:
+        """The tasks that have ended and are still known, the newest first; from any thread."""
+        return iter(self._history)
+
     def raise_if_told(self, task: Task[Any]) -> None:
         """Raise the error of a task that failed, where `Settings.on_error` says so."""
         failed = task.status in (Status.FAILED, Status.TIMED_OUT)
@@ -378,7 +484,10 @@ class Runner:
             del self.overrunning[task]
             release_slots(limiters)
             self.publish(TaskOverran(task, self.clock() - left_at, ended=True))
-            task.context = None
+            if task.done:
+                self._let_go(task)
+            else:
+                self.pauses.thread_ended(task)
 
         lingering.when_ended(ended)
 
@@ -411,6 +520,18 @@ class Runner:
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""
         self._publisher.publish(event)
+
+    def progressed(self, task: Task[Any]) -> bool:
+        """Publish how far the task is, if that was not done lately; from any thread."""
+        if TaskProgressed not in self._publisher.heard:
+            return False
+        now, told_at = self.clock(), task.progress_told_at
+        if (told_at is None or now - told_at >= PROGRESS_SECONDS) and not task.done:
+            last = task.last_progress
+            if last is not None:
+                task.progress_told_at = now
+                self.publish(TaskProgressed(task, last.fraction, last.note))
+        return True
 
     def stats(self) -> Stats:
         """A snapshot; from any thread."""
@@ -445,6 +566,10 @@ class Runner:
         if kind in self._publisher.heard:
             reason = () if kind not in WITH_REASON else (ending.reason,)
             self.publish(kind(task, *reason))
+
+
+def _forget_contexts(task: Task[Any]) -> None:
+    task.untouched = None
 
 
 EVENT_OF: dict[Status, Any] = {

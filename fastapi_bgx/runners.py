@@ -7,7 +7,7 @@ import contextlib
 import os
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, Protocol
@@ -15,15 +15,24 @@ from typing import Any, Protocol
 from fastapi import BackgroundTasks as StockBackgroundTasks
 from starlette.background import BackgroundTask
 
+from fastapi_bgx.attempt import ASKED
 from fastapi_bgx.backends import current_backend, current_token
 from fastapi_bgx.calls import check_call
 from fastapi_bgx.drain import Drain
 from fastapi_bgx.entrance import Common
 from fastapi_bgx.errors import WrongCall
-from fastapi_bgx.events import Event, Listener, Publisher, Started, TaskDropped, TaskQueued
+from fastapi_bgx.events import (
+    Event,
+    Listener,
+    Publisher,
+    Started,
+    TaskCancelled,
+    TaskDropped,
+    TaskQueued,
+)
 from fastapi_bgx.listeners.hooks import FailureHooks
 from fastapi_bgx.listeners.log import LogListener
-from fastapi_bgx.options import TaskOptions
+from fastapi_bgx.options import Particulars, TaskOptions
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.plan import Planner
 from fastapi_bgx.runner import Runner
@@ -46,7 +55,7 @@ class Runners:
         self.clock: Clock = SystemClock()
         self.threads: Threads = Threads()
         self.hooks: FailureHooks = FailureHooks(self.threads)
-        self._publisher = Publisher([LogListener(settings)])
+        self.publisher: Publisher = Publisher([LogListener(settings)])
         self._common = Common()
         self._unbound_planner = Planner(settings, eager=False)
         self._by_loop: dict[object, tuple[Runner, Drain]] = {}
@@ -97,12 +106,12 @@ class Runners:
 
     def join(self, listener: Listener) -> None:
         """Tell one more listener of the events of every runner; for tests."""
-        self._publisher.add(listener)
+        self.publisher.add(listener)
         self._refresh()
 
     def leave(self, listener: Listener) -> None:
         """Tell a listener no more."""
-        self._publisher.remove(listener)
+        self.publisher.remove(listener)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -130,18 +139,23 @@ class Runners:
         return True
 
     def accept(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions | None
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions | None,
+        call: Particulars | None = None,
     ) -> Task[Any]:
         """Make a task outside of every event loop; it finds its runner when it is called."""
         plan = self._unbound_planner.plan(func, options)
         if self.settings.check_calls:
             check_call(plan.shape, args, kwargs)
-        unbound = _Unbound(self, self._common.prefix, options)
+        unbound = _Unbound(self, self._common.prefix, options, call)
         number, context = self._common.number(), copy_context()
         now = self.clock.now()
         task: Task[Any] = Task(unbound, plan, func, args, kwargs, context, number, now)
-        if TaskQueued in self._publisher.heard:
-            self._publisher.publish(TaskQueued(task))
+        if TaskQueued in self.publisher.heard:
+            self.publisher.publish(TaskQueued(task))
         return task
 
     def supervise(self, stock: BackgroundTask) -> Task[Any]:
@@ -151,9 +165,39 @@ class Runners:
                 return self.accept(stock.func, stock.args, dict(stock.kwargs), None)
         return self.accept(stock.__call__, (), {}, None)
 
+    def find(
+        self, status: Collection[Status] | None, name: str | None, since: float | None
+    ) -> list[Task[Any]]:
+        """The tasks of every loop that are known and fit, the newest first; from any thread."""
+        found: dict[int, Task[Any]] = {}
+        for runner, _ in list(self._by_loop.values()):
+            ended = {task.number: task for task in runner.history()}
+            found |= ended | runner.unfinished()  # one that ended meanwhile is in both, as it is
+        return [
+            found[number]
+            for number in sorted(found, reverse=True)
+            if (status is None or found[number].status in status)
+            and (name is None or found[number].name == name)
+            and (since is None or found[number].added_at >= since)
+        ]
+
+    def get(self, task_id: str) -> Task[Any] | None:
+        """The task with that id, if it is known; from any thread."""
+        prefix, _, number = task_id.rpartition("-")
+        if f"{prefix}-" != self._common.prefix or not number.isdecimal():
+            return None
+        for runner, _ in list(self._by_loop.values()):
+            task = runner.unfinished().get(int(number))
+            if task is not None:
+                return task
+            for ended in runner.history():
+                if ended.number == int(number):
+                    return ended
+        return None
+
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""
-        self._publisher.publish(event)
+        self.publisher.publish(event)
 
     def _make(self) -> Runner:
         for token, (old, _) in list(self._by_loop.items()):
@@ -165,7 +209,7 @@ class Runners:
         runner = Runner(
             self.settings,
             backend,
-            self._publisher,
+            self.publisher,
             self.hooks,
             self.threads,
             self._common,
@@ -179,15 +223,22 @@ class Runners:
 class _Unbound:
     """Stands in for the runner of a task that was added outside of every event loop."""
 
-    def __init__(self, runners: Runners, prefix: str, options: TaskOptions | None) -> None:
+    def __init__(
+        self,
+        runners: Runners,
+        prefix: str,
+        options: TaskOptions | None,
+        call: Particulars | None,
+    ) -> None:
         self.prefix = prefix
         self.clock: Callable[[], float] = runners.clock.now
         self._runners = runners
         self._options = options
+        self._call = call
 
     def start(self, task: Task[Any]) -> Awaitable[None] | None:
         """Now there is a loop: hand the task to its runner, and start it there."""
-        return self._runners.current().adopt(task, self._options)
+        return self._runners.current().adopt(task, self._options, self._call)
 
     def start_now(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
         """False: no loop is here."""
@@ -195,11 +246,22 @@ class _Unbound:
 
     def drop(self, task: Task[Any], reason: str) -> None:
         """End the task without a runner."""
-        task.claimed = True
-        task.end(Status.DROPPED, self.clock())
-        self._runners.publish(TaskDropped(task, reason))
+        self._end(task, Status.DROPPED, TaskDropped(task, reason))
 
     drop_from_any_thread = drop
+
+    def stop(self, task: Task[Any]) -> bool:
+        """It never runs."""
+        if task.done:
+            return False
+        self._end(task, Status.CANCELLED, TaskCancelled(task, ASKED))
+        return True
+
+    def _end(self, task: Task[Any], status: Status, event: Event) -> None:
+        task.claimed = True
+        task.end(status, self.clock())
+        self._runners.publish(event)
+        task.tell_end()
 
     # Once it has started, the task has its runner, and none of these is asked any more.
 
@@ -212,6 +274,10 @@ class _Unbound:
 
     def raise_if_told(self, task: Task[Any]) -> None:
         """Nothing of it failed."""
+
+    def progressed(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: nothing of it runs."""
+        return False
 
 
 class Serving(Protocol):

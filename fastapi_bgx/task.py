@@ -5,10 +5,13 @@ from contextvars import Context, ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
+import structlog
 from starlette.background import BackgroundTask
 
-from fastapi_bgx.outcome import Outcome, Status
+from fastapi_bgx.errors import Cancelled
+from fastapi_bgx.outcome import Outcome, Progress, Status
 from fastapi_bgx.plan import Plan
+from fastapi_bgx.progress import not_a_fraction
 from fastapi_bgx.reports import TaskRef
 from fastapi_bgx.telemetry import carry_span, mark_failed
 
@@ -47,6 +50,37 @@ class CurrentTask(Protocol):
         """Seconds until the timeout, never negative; `None` without a timeout."""
         ...
 
+    def check_cancelled(self) -> None:
+        """Do nothing, unless the task was asked to stop.
+
+        Raises:
+            Cancelled: it was. Let it pass: it ends the task.
+        """
+        ...
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell how far the task is, and what it does. Others read it as `Task.last_progress`.
+
+        Cheap enough for a loop.
+
+        Args:
+            fraction: From 0 to 1.
+            note: What it does now; without it, the last note of this attempt holds on.
+
+        Raises:
+            ValueError: `fraction` is not from 0 to 1.
+        """
+        ...
+
+    @property
+    def log(self) -> Any:
+        """A logger of the application, `structlog.get_logger()`, with the task in each line.
+
+        Its fields are `task`, `task_id` and `attempt`. As with structlog's own function, its
+        class is the one that the application has configured.
+        """
+        ...
+
 
 current: ContextVar[CurrentTask] = ContextVar("fastapi_bgx_current_task")
 """Where `current_task()` looks; set in the context of each task as it starts."""
@@ -58,6 +92,15 @@ def current_task() -> CurrentTask | None:
     `None` outside of a task.
     """
     return current.get(None)
+
+
+def logger_for(task: CurrentTask) -> Any:
+    """A logger of the application with the task in each line.
+
+    It is structlog's own lazy one: it follows the configuration of now, and one that is named
+    after the module it is used in is named after that of the application, not after this one.
+    """
+    return structlog.get_logger(task=task.name, task_id=task.id, attempt=task.attempt)
 
 
 class Supervisor(Protocol):
@@ -98,8 +141,22 @@ class Supervisor(Protocol):
         """Have a live task end soon, because of `reason`."""
         ...
 
+    def stop(self, task: "Task[Any]") -> bool:
+        """Have a task end because its owner wants that; from any thread.
+
+        False when it has ended already.
+        """
+        ...
+
     def raise_if_told(self, task: "Task[Any]") -> None:
         """Raise the error of a task that failed, where `Settings.on_error` says so."""
+        ...
+
+    def progressed(self, task: "Task[Any]") -> bool:
+        """Publish how far the task is, if that was not done lately; from any thread.
+
+        False when nobody hears it.
+        """
         ...
 
 
@@ -128,8 +185,18 @@ class Task(BackgroundTask, Generic[T]):
     followed_by: "Task[Any] | None" = None
     key: Any = None
     payload: bytes = b""
+    at_end: "list[Callable[[Task[Any]], object]] | None" = None
+    due: float | None = None  # before which it does not start
+    errors: tuple[BaseException, ...] = ()  # of the attempts that were followed by another one
+    first_started_at: float | None = None  # set once there is a second attempt
+    untouched: Context | None = None  # the context as no attempt has changed it
+    unique: Any = None
+    lists = 1  # how many requests share it
+    progress_told_at: float | None = None  # when an event told of it last
+    progress_elsewhere: Callable[[], Progress | None] | None = None  # of its worker process
+    _progress: tuple[int, float, str] | None = None  # with its attempt
+    _log: tuple[int, Any] | None = None  # with its attempt
     _outcome: Outcome[T] | None = None
-    ended_event: anyio.Event | None = None
 
     def __init__(
         self,
@@ -193,18 +260,80 @@ class Task(BackgroundTask, Generic[T]):
         """Seconds until the timeout, never negative; `None` without one, or before the start."""
         return None if self.deadline is None else max(0.0, self.deadline - self.runner.clock())
 
+    def check_cancelled(self) -> None:
+        """Do nothing, unless the task was asked to stop.
+
+        Raises:
+            Cancelled: it was.
+        """
+        if self.cancelled:
+            raise Cancelled(self.name)
+
+    def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell how far the task is, and what it does; from inside of it.
+
+        Args:
+            fraction: From 0 to 1.
+            note: What it does now; without it, the last note of this attempt holds on.
+
+        Raises:
+            ValueError: `fraction` is not from 0 to 1.
+        """
+        if not 0 <= fraction <= 1:  # which is false for NaN, too
+            raise not_a_fraction(fraction)
+        if note is None:
+            last = self._progress
+            note = "" if last is None or last[0] != self.attempt else last[2]
+        self._progress = self.attempt, float(fraction), note
+        self.runner.progressed(self)
+
+    @property
+    def last_progress(self) -> Progress | None:
+        """What the current attempt told last of its progress, or the last one, after the end.
+
+        From any thread. `None` when it told nothing.
+        """
+        elsewhere = self.progress_elsewhere
+        if elsewhere is not None:
+            return elsewhere()
+        last = self._progress
+        return None if last is None or last[0] != self.attempt else Progress(last[1], last[2])
+
+    def keep_progress(self, last: Progress | None) -> None:
+        """Have `last` be the last progress of its worker process, which has ended."""
+        if last is not None:
+            self._progress = self.attempt, last.fraction, last.note
+        self.progress_elsewhere = None
+
+    @property
+    def log(self) -> Any:
+        """A logger of the application, `structlog.get_logger()`, with the task in each line.
+
+        Its fields are `task`, `task_id` and `attempt`.
+        """
+        if self._log is None or self._log[0] != self.attempt:
+            self._log = self.attempt, logger_for(self)
+        return self._log[1]
+
+    @property
+    def begun_at(self) -> float | None:
+        """When the first attempt started, by the runner's clock; `None` before."""
+        return self.first_started_at or self.started_at
+
     @property
     def queued_s(self) -> float:
         """Seconds from `add_task` to the first call; without one to the end, or until now."""
-        until = self.ended_at if self.started_at is None else self.started_at
+        begun = self.begun_at
+        until = self.ended_at if begun is None else begun
         return (self.runner.clock() if until is None else until) - self.added_at
 
     @property
     def duration_s(self) -> float:
         """Seconds from the first call to the end, or until now; 0 before the first call."""
-        if self.started_at is None:
+        begun = self.begun_at
+        if begun is None:
             return 0.0
-        return (self.runner.clock() if self.ended_at is None else self.ended_at) - self.started_at
+        return (self.runner.clock() if self.ended_at is None else self.ended_at) - begun
 
     @property
     def outcome(self) -> Outcome[T] | None:
@@ -214,31 +343,67 @@ class Task(BackgroundTask, Generic[T]):
                 status=self.status,
                 returned=self.value,
                 error=self.error,
+                errors=self._all_errors(),
                 attempts=self.attempt,
                 queued_s=self.queued_s,
                 duration_s=self.duration_s,
             )
         return self._outcome
 
-    async def wait(self) -> Outcome[T]:
-        """Wait until the task has ended, and give its outcome.
+    def _all_errors(self) -> tuple[BaseException, ...]:
+        failed = self.status in (Status.FAILED, Status.TIMED_OUT) and self.error is not None
+        return (*self.errors, self.error) if failed and self.error is not None else self.errors
+
+    async def wait(self, timeout: float | None = None) -> Outcome[T]:
+        """Wait until the task has ended, and give its outcome; for `timeout` seconds at most.
 
         An inline task is started after the response is sent: a route that waits for its own
         inline task waits for ever.
+
+        Raises:
+            TimeoutError: it has not ended by then. The task is not touched.
         """
-        if self.ended_event is None:
-            self.ended_event = anyio.Event()
         if self.ended_at is None:
-            await self.ended_event.wait()
+            ended = anyio.Event()
+            callback = self.when_ended(lambda _: ended.set())
+            try:
+                with anyio.fail_after(timeout):
+                    await ended.wait()
+            finally:
+                if self.at_end is not None:
+                    self.at_end.remove(callback)
         assert self.outcome is not None
         return self.outcome
+
+    def cancel(self) -> bool:
+        """Ask the task to stop; from any thread. False when it has ended already.
+
+        True promises only that it was asked: how it ended, its status says. What waits never
+        runs. An async function is cancelled, a worker process is killed. A thread cannot be
+        stopped: its function can ask `current_task().cancelled`, and the status is that of how it
+        really ended.
+        """
+        return self.runner.stop(self)
+
+    def when_ended(
+        self, callback: "Callable[[Task[Any]], object]"
+    ) -> "Callable[[Task[Any]], object]":
+        """Have `callback(task)` called when it has ended. For the runner."""
+        if self.at_end is None:
+            self.at_end = []
+        self.at_end.append(callback)
+        return callback
 
     def end(self, status: Status, at: float) -> None:
         """Make `status` final. For the runner."""
         self.status = status
         self.ended_at = at
-        if self.ended_event is not None:
-            self.ended_event.set()
+
+    def tell_end(self) -> None:
+        """Call those who asked to be told of the end. For the runner."""
+        told, self.at_end = self.at_end, None
+        for callback in told or ():
+            callback(self)
 
     async def __call__(self) -> None:
         """Run inline or hand over, as planned. A second call does nothing."""
@@ -254,7 +419,7 @@ class Task(BackgroundTask, Generic[T]):
         rest = self.runner.start(self)
         if rest is not None:
             await rest
-        if self.error is not None:
+        if self.error is not None and self.ended_at is not None:
             mark_failed(self.error)
 
     def __repr__(self) -> str:

@@ -16,8 +16,10 @@ from fastapi_bgx.backends import Backend, Handle
 class Clock(Protocol):
     """What tells the time, and wakes those who wait for a moment: tests have one of their own."""
 
-    now: Callable[[], float]
-    """Seconds of a clock that nobody sets; its zero means nothing."""
+    @property
+    def now(self) -> Callable[[], float]:
+        """Gives seconds, of a clock that nobody sets; its zero means nothing."""
+        ...
 
     def wall(self) -> datetime:
         """Date and time, with a time zone."""
@@ -31,7 +33,10 @@ class Clock(Protocol):
 class SystemClock:
     """The clock of the machine."""
 
-    now: Callable[[], float] = staticmethod(time.monotonic)
+    @property
+    def now(self) -> Callable[[], float]:
+        """The function that gives the seconds: asked for once."""
+        return time.monotonic
 
     def wall(self) -> datetime:
         """Date and time."""
@@ -84,6 +89,7 @@ class Timers:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self._backend = backend
         self._clock = clock
+        self._now = clock.now
         self._lanes: dict[float, Lane] = {}
 
     def start(self, delay: float, callback: Callable[[], None]) -> Timer:
@@ -95,11 +101,15 @@ class Timers:
         lane = self._lanes.get(delay)
         if lane is None:
             lane = self._lanes[delay] = Lane(self._backend, self._clock, delay, self._forget)
-        alarm.due = self._clock.now() + delay
+        alarm.due = self._now() + delay
         lane.waiting[alarm] = None
         if lane.armed is None:
             lane.arm()
         return lane
+
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> Handle:
+        """Call `callback` after `delay` seconds, by a timer of its own: for delays of all kinds."""
+        return self._clock.call_later(self._backend, delay, callback)
 
     def _forget(self, delay: float) -> None:
         self._lanes.pop(delay, None)
@@ -108,7 +118,7 @@ class Timers:
 class Lane:
     """All alarms of one delay, the first due first."""
 
-    __slots__ = ("_backend", "_clock", "_delay", "_idle", "armed", "waiting")
+    __slots__ = ("_backend", "_clock", "_delay", "_idle", "_now", "armed", "waiting")
 
     def __init__(
         self,
@@ -119,6 +129,7 @@ class Lane:
     ) -> None:
         self._backend = backend
         self._clock = clock
+        self._now = clock.now
         self._delay = delay
         self._idle = idle
         self.armed: Handle | None = None
@@ -134,7 +145,7 @@ class Lane:
         self.waiting.pop(alarm, None)
 
     def _ring(self) -> None:
-        now = self._clock.now()
+        now = self._now()
         # In one pass: a dictionary whose first entries are gone is slow to find the first one left.
         for alarm in list(takewhile(lambda alarm: alarm.due <= now, self.waiting)):
             if alarm in self.waiting:  # an earlier one may have cancelled it

@@ -47,6 +47,8 @@ class Workers:
         self._runner = runner
         self._ready: deque[Task[Any]] = deque()
         self._starting = False
+        self.begins: Task[Any] | None = None
+        """The task that was begun last: while it makes its first step, it is nowhere else."""
         self._pausing = 0  # workers that will go on at once, so that no other is needed
 
     def take(self, task: Task[Any]) -> None:
@@ -84,9 +86,11 @@ class Workers:
                 continue
             if ready:  # for when this task has to wait
                 self._start_one()
+            self.begins = task
             rest = runner.begin(task, runner.limiters_of(task))
             if rest is not None:
                 await rest
+            self.begins = None
             left -= 1
             if not left:
                 left = TASKS_BETWEEN_YIELDS

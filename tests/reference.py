@@ -22,7 +22,9 @@ PACKAGE = Path(fastapi_bgx.__file__).parent
 MEANINGS = {
     "about": "the event that the listener was told of",
     "attempt": "the number of the call, from 1; 0 when there was none",
+    "blocked_s": "seconds for which the event loop did nothing else",
     "cancelled": "the tasks that were cancelled, each as name and id (the first 20)",
+    "delay_s": "seconds until it may start",
     "duration_s": "seconds from the start of the function to the end of the task; of a drain, "
     "from its beginning to its end",
     "effect": "what it means",
@@ -31,21 +33,26 @@ MEANINGS = {
     "exc_info": "the exception itself, with its traceback: structlog renders it",
     "executor": "where the function runs: `async`, `thread` or `process`",
     "finished": "how many tasks ended by themselves while it lasted",
+    "fraction": "how much of it is done, from 0 to 1",
     "functions": "their names, and the paths of their routes",
+    "holds_request": "`true` when the request does not end before the task: it is inline",
     "hook": "the name of the hook",
     "in_thread": "the tasks whose thread still runs, each as name and id (the first 20)",
     "limit": "the name of the task's limit, if it has one",
     "listener": "the listener that raised",
     "mode": "`Settings.mode`",
+    "note": "what the task said that it does; empty when it did not say",
     "overran_s": "seconds since the task ended or should have",
     "queued_s": "seconds from `add_task` to the start",
     "reason": "why, in words",
     "remedy": "what to do about it",
     "running_s": "seconds since the start of the function",
+    "stack": "where the task was, as text, innermost frame last",
     "stuck": "the async tasks that swallowed their cancellation and still run, each as name and id "
     "(the first 20)",
     "task": "the name of the task",
     "task_id": "the id of the task",
+    "unique": "the key of the task",
 }
 """What each field means."""
 
@@ -56,6 +63,7 @@ NOTICES = {
     "at shutdown. Once for each `Bgx`.",
     "bgx.not_injected": "Functions ask for this library's `BackgroundTasks` and get FastAPI's own. "
     "Once for each application.",
+    "bgx.retry_undecided": "A function of a `Retry` raised: the task is not tried again.",
 }
 """What is logged beside events, whatever `Settings.log_events` says."""
 
@@ -125,6 +133,10 @@ def _samples(event: type[Event]) -> Iterator[Event]:
             values: dict[str, Any] = {
                 "attempt": 1,
                 "ended": True,
+                "error": ValueError(),
+                "key": "order-42",
+                "note": "",
+                "stack": "",
                 "mode": "inline",
                 "report": DrainReport(),
                 "task": _task(limit, error),

@@ -119,8 +119,10 @@ def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -
         "7. Sync tasks flood in",
         "8. Nothing vanishes in silence",
         "9. A task is detached",
-        "10. What bgx.stats() has counted",
-        "11. The server shuts down while tasks run",
+        "10. A task is tried again",
+        "11. A task waits for its time, and is cancelled",
+        "12. What bgx.stats() has counted",
+        "13. The server shuts down while tasks run",
     ]
 
 
@@ -138,6 +140,11 @@ def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -
         "task.timed_out   task=count_primes",
         "'slots': 2, 'taken': 2",
         "task.rejected    task=make_thumbnail",
+        "task.retrying    task=notify_partner",
+        "task.succeeded   task=notify_partner",
+        "task.delayed     task=send_reminder",
+        "task.joined      task=send_reminder",
+        "task.cancelled   task=send_reminder",
         "> POST /thumbnails -> 503 Retry-After:",
         "task.dropped     task=send_receipt",
         "task.succeeded   task=build_export",

@@ -126,6 +126,39 @@ def test_listeners_are_asked_again_when_one_of_them_has_changed() -> None:
     assert (first.heard, second.heard) == ([event], [event])
 
 
+class Counts:
+    """A listener of an application: counts the events of one kind."""
+
+    def __init__(self, kind: type[Event]) -> None:
+        self.kind = kind
+        self.heard: list[Event] = []
+
+    def hears(self, event: type[Event]) -> bool:
+        return event is self.kind
+
+    def changed(self) -> bool:
+        return False
+
+    def __call__(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+async def test_a_listener_of_the_application_hears_what_it_wants() -> None:
+    app, bgx = FastAPI(), Bgx(Settings(log_events=set()))
+    bgx.install(app)
+    started = Counts(events.TaskStarted)
+
+    @app.get("/")
+    async def route(tasks: Tasks) -> None:
+        tasks.add_task(quick)
+        tasks.add_task(quick_async)
+
+    await call(app)
+    assert bgx.listen(started) is started
+    await call(app)
+    assert [type(event) for event in started.heard] == [events.TaskStarted] * 2
+
+
 # The course of a task.
 
 
@@ -312,7 +345,8 @@ async def test_a_task_that_waits_too_long() -> None:
                 await anyio.sleep(0.001)
             await bgx.drain(grace=0)
     expired = one(lines, "task.expired")
-    check(expired, "warning", END)
+    check(expired, "warning", END | {"reason"})
+    assert expired["reason"] == "queue_timeout"
     assert (expired["task"], expired["attempt"], expired["duration_s"]) == ("quick_async", 0, 0)
     assert expired["queued_s"] >= 0.01
     assert "quick_async" not in [line["task"] for line in named(lines, "task.started")]

@@ -9,7 +9,6 @@ import functools
 import io
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,8 +342,19 @@ async def test_no_more_processes_run_than_max_processes_allows(tmp_path: Path) -
     assert len({pid for _, _, pid in spans}) == 2
 
 
+def facts(remaining: float | None) -> processes.TaskFacts:
+    return processes.TaskFacts(
+        id="1", name="n", attempt=1, remaining=remaining, progress_path="nowhere"
+    )
+
+
 def test_a_worker_sees_its_own_timeout_pass() -> None:
-    seen = processes.WorkerTask(id="1", name="n", attempt=1, deadline=time.monotonic() - 1)
+    seen = processes.WorkerTask(facts(remaining=0.0))
     assert (seen.timed_out, seen.remaining()) == (True, 0.0)
-    seen = processes.WorkerTask(id="1", name="n", attempt=1, deadline=None)
+    seen = processes.WorkerTask(facts(remaining=20.0))
+    left = seen.remaining()
+    assert left is not None
+    assert 0 < left <= 20
+    assert not seen.timed_out
+    seen = processes.WorkerTask(facts(remaining=None))
     assert (seen.timed_out, seen.remaining()) == (False, None)

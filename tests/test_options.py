@@ -202,7 +202,7 @@ def test_a_misspelt_option_is_refused_with_a_suggestion() -> None:
 
 
 def test_an_option_like_no_other_is_refused_with_all_names() -> None:
-    wrong: Any = {"priority": 3}
+    wrong: Any = {"colour": 3}
     with pytest.raises(TypeError, match=f"known: {', '.join(TaskOptions.model_fields)}$"):
         BackgroundTasks().using(**wrong)
 

@@ -556,7 +556,7 @@ MEMORY: list[tuple[Callable[[Big], Any], dict[str, Any]]] = [
 async def test_a_task_that_has_ended_is_freed_at_once(
     called: Callable[[Big], Any], options: dict[str, Any]
 ) -> None:
-    async with serving(limits={"one": 1}) as bgx:
+    async with serving(limits={"one": 1}, history=0) as bgx:
 
         async def request() -> weakref.ref[Big]:
             big = Big()

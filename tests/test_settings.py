@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fastapi_bgx import Bgx, Limit, Settings, SettingsError, TaskOptions
+from fastapi_bgx import Bgx, Limit, Retry, Settings, SettingsError, TaskOptions
 from fastapi_bgx.options import normal_name
 from fastapi_bgx.settings import ALL_EVENTS
 
@@ -24,6 +24,10 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "timeout": (2.5, "2.5"),
     "queue_timeout": (2.5, "2.5"),
     "slow_after": (2.5, "2.5"),
+    "loop_block_after": (0.5, "0.5"),
+    "retry": (Retry(attempts=5), '{"attempts": 5}'),
+    "history": (7, "7"),
+    "history_of": ("all", "all"),
     "drain_timeout": (0.0, "0"),
     "on_error": ("raise", "raise"),
     "on_failed_response": ("run", "run"),
@@ -311,7 +315,7 @@ def test_an_unknown_option_of_a_task_is_refused_with_a_suggestion(
         ("on_failed_response", "keep", "Input should be 'drop' or 'run', got 'keep'"),
         ("check_calls", "maybe", "Input should be a valid boolean"),
         ("log_arguments", 2, "Input should be a valid boolean"),
-        ("log_events", {"task.fail"}, "Input should be 'task.queued', 'task.started'"),
+        ("log_events", {"task.fail"}, "Input should be 'task.queued', 'task.joined'"),
         ("log_events", "task.failed", "Input should be a valid frozenset, got 'task.failed'"),
         ("limits", "smtp", "Input should be a valid dictionary, got 'smtp'"),
         ("limits", {"threads": 3}, "'threads' is not a name of yours; set max_threads instead"),

@@ -228,6 +228,7 @@ async def test_what_a_listener_may_ask_of_its_runner_is_answered(captured: Captu
     assert task.queued_s >= 0
     holding.cancel(task, "why")
     holding.raise_if_told(task)
+    assert holding.outlives(task)
     assert task.status == "queued"
 
 

@@ -16,9 +16,12 @@ class Loop(SystemClock):
 
     def __init__(self) -> None:
         self.time = 100.0
-        self.now = lambda: self.time
         self.armed: list[tuple[float, Callable[[], Any]]] = []
         self.times_armed = 0
+
+    @property
+    def now(self) -> Callable[[], float]:
+        return lambda: self.time
 
     def call_later(self, backend: Backend, delay: float, callback: Callable[[], Any]) -> Any:
         self.times_armed += 1

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,53 @@ def span(folder: str) -> tuple[float, float, int]:
         time.sleep(0.001)
     time.sleep(0.05)
     return start, time.monotonic(), os.getpid()
+
+
+def tell(*told: tuple[float, str | None]) -> None:
+    from fastapi_bgx import current_task
+
+    inside = current_task()
+    assert inside is not None
+    inside.check_cancelled()
+    for fraction, note in told:
+        inside.progress(fraction, note)
+
+
+def tell_and_wait(gate: str) -> None:
+    """Half done until there is a file `gate`, and then done."""
+    tell((0.25, "loading"), (0.5, None))
+    end = time.monotonic() + 60
+    while not Path(gate).exists() and time.monotonic() < end:
+        time.sleep(0.001)
+    tell((1, "done"))
+
+
+def tell_and_hang() -> None:
+    tell((0.75, "hanging"))
+    time.sleep(60)
+
+
+def log_lines() -> None:
+    from fastapi_bgx import current_task
+
+    inside = current_task()
+    assert inside is not None
+    assert inside.log is inside.log
+    inside.log.warning("one line", size=3)
+
+
+def leave_a_thread_that_tells(folder: str) -> None:
+    """It tells once there is a file `ended`, and makes a file `told`."""
+    from fastapi_bgx import current_task
+
+    inside = current_task()
+    assert inside is not None
+
+    def tell_late() -> None:
+        end = time.monotonic() + 60
+        while not Path(folder, "ended").exists() and time.monotonic() < end:
+            time.sleep(0.001)
+        inside.progress(0.5)
+        Path(folder, "told").touch()
+
+    threading.Thread(target=tell_late, daemon=True).start()

@@ -39,6 +39,7 @@ class AsyncioInterrupt:
     """
 
     __slots__ = ("_before", "_fired", "_host", "caught", "outside")
+    obeys = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         host = current_task(loop)

@@ -32,6 +32,7 @@ class TrioInterrupt:
     """A cancel scope that keeps the cancellation it caught."""
 
     __slots__ = ("_scope", "caught", "outside")
+    obeys = True
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()

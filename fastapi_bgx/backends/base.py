@@ -32,6 +32,8 @@ class Interrupt(Protocol):
     server, a cancel scope around) passes through.
     """
 
+    obeys: bool
+    """True: what runs in the block can be cancelled."""
     caught: BaseException | None
     """After the block: the cancellation that `fire` caused and that ended it."""
     outside: bool

@@ -148,7 +148,52 @@ def detached(stage: Stage) -> None:
     )
 
 
-ACTS = (success, failure, hang, blocked_thread, process, limit, flood, nothing_lost, detached)
+def retries(stage: Stage) -> None:
+    stage.title("A task is tried again")
+    task = stage.request("POST", "/shipments").json()["task"]
+    stage.log("task.retrying notify_partner")
+    status = stage.request("GET", f"/tasks/{task}").json()["status"]
+    stage.check(status in ("retrying", "running", "succeeded"), "bgx.get should know the task")
+    ended = stage.log("partner.notified", "task.succeeded notify_partner")
+    attempts = ended["task.succeeded notify_partner"]["attempt"]
+    stage.check(attempts == 3, "the third attempt should have succeeded")
+    stage.say(
+        """The partner was busy twice, and said for how long. Between the attempts the task held no
+        slot and no thread. One line of options: retry=Retry(attempts=4, on=(PartnerBusy,), ...)."""
+    )
+
+
+def control(stage: Stage) -> None:
+    stage.title("A task waits for its time, and is cancelled")
+    path = "/reminders?email=ada@example.com&seconds=3600"
+    task = stage.request("POST", path).json()["task"]
+    stage.log("task.delayed send_reminder")
+    again = stage.request("POST", path).json()["task"]
+    stage.check(again == task, "there should be one reminder for one address")
+    stage.log("task.joined send_reminder")
+    stage.request("DELETE", f"/tasks/{task}")
+    stage.log("task.cancelled send_reminder")
+    status = stage.request("GET", f"/tasks/{task}").json()["status"]
+    stage.check(status == "cancelled", "the reminder should be cancelled")
+    stage.say(
+        """using(delay=3600, unique=...) sends it in an hour, and once only: whoever asks again is
+        given the same task. bgx.cancel(id) ended it, and bgx.get(id) knows what became of it."""
+    )
+
+
+ACTS = (
+    success,
+    failure,
+    hang,
+    blocked_thread,
+    process,
+    limit,
+    flood,
+    nothing_lost,
+    detached,
+    retries,
+    control,
+)
 
 
 def introduce(stage: Stage) -> None:

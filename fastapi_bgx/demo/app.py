@@ -15,11 +15,11 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
 from fastapi.responses import PlainTextResponse
 from starlette.background import BackgroundTask
 
-from fastapi_bgx import Bgx, Settings, Stats, Tasks, task_options
+from fastapi_bgx import Bgx, Retry, Settings, Stats, Tasks, current_task, task_options
 
 log: Any = structlog.get_logger("shop")
 
-bgx: Bgx = Bgx(Settings(max_backlog=20, limits={"smtp": 2}, drain_timeout=1))
+bgx: Bgx = Bgx(Settings(max_backlog=20, limits={"smtp": 2}, drain_timeout=1, history_of="all"))
 
 
 # The tasks: ordinary functions, async or not.
@@ -64,6 +64,27 @@ def count_primes(below: int) -> int:
 @task_options(detached=True)
 async def build_export(seconds: float) -> None:
     await anyio.sleep(seconds)
+
+
+class PartnerBusy(Exception):
+    """What the partner answers when it is asked too often."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("503 Service Unavailable")
+        self.retry_after = retry_after
+
+
+@task_options(detached=True, retry=Retry(attempts=4, on=(PartnerBusy,), wait_initial=0.2))
+async def notify_partner(order: int) -> None:
+    task = current_task()
+    if task is not None and task.attempt < 3:
+        raise PartnerBusy(retry_after=0.2)
+    log.info("partner.notified", order=order)
+
+
+@task_options(detached=True)
+async def send_reminder(email: str) -> None:
+    log.info("mail.sent", kind="reminder", to=email)
 
 
 # The routes that FastAPI's own BackgroundTasks could serve, too: see `stock` at the end.
@@ -143,6 +164,30 @@ async def invoice(tasks: Tasks) -> PlainTextResponse:
 @supervised.post("/exports")
 async def export(seconds: float, tasks: Tasks) -> dict[str, str]:
     return {"task": tasks.add_task(build_export, seconds).id}
+
+
+@supervised.post("/shipments")
+async def ship(tasks: Tasks) -> dict[str, str]:
+    return {"task": tasks.add_task(notify_partner, 7).id}
+
+
+@supervised.post("/reminders")
+async def remind(email: str, seconds: float, tasks: Tasks) -> dict[str, str]:
+    reminders = tasks.using(delay=seconds, unique=f"reminder-{email}")
+    return {"task": reminders.add_task(send_reminder, email).id}
+
+
+@supervised.get("/tasks/{task_id}")
+async def status_of(task_id: str) -> dict[str, str]:
+    task = bgx.get(task_id)
+    if task is None:
+        raise HTTPException(404, "there is no such task")
+    return {"name": task.name, "status": task.status}
+
+
+@supervised.delete("/tasks/{task_id}")
+async def cancel(task_id: str) -> dict[str, bool]:
+    return {"asked": bgx.cancel(task_id)}
 
 
 @supervised.get("/stats")

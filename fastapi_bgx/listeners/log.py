@@ -72,7 +72,8 @@ class LogListener:
         write = self._log.writer()
         context = None
         if isinstance(event, TaskEvent):
-            context = event.task.context
+            # Who is given a task in place of a new one is in a request of its own.
+            context = None if isinstance(event, TaskJoined) else event.task.context
             if self._arguments:
                 fields["arguments"] = _arguments(event)
         if context is None:
@@ -108,7 +109,7 @@ def _succeeded(event: TaskSucceeded) -> Fields:
     """What `_of_end` gives, for most tasks in one dict that need not grow: 0.35 µs less."""
     task = event.task
     plan, started, ended = task.plan, task.started_at, task.ended_at
-    if plan.limit is not None or started is None or ended is None:
+    if plan.limit is not None or started is None or ended is None or task.attempt > 1:
         return _of_end(event)
     return {
         "task": plan.name,

@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
             actual = {}  # a wrong call: see `told`
         found = {name: actual.get(name, MISSING) for name in self.arguments}
         given = self.options.given()
-        ran = {name: option_of(task, name) for name in given}
+        ran = {name: option_of(task, name, value) for name, value in given.items()}
         return [*_unequal(self.arguments, found), *_unequal(given, ran)]
 
     def __str__(self) -> str:
@@ -73,12 +73,11 @@ def told(task: Task[Any]) -> str:
     return f"{name}({_spelt(arguments)})"
 
 
-def option_of(task: Task[Any], name: str) -> Any:
+def option_of(task: Task[Any], name: str, expected: Any) -> Any:
     """The value of an option with which `task` is to run, wherever it was set."""
-    value: Any = getattr(task.plan, name, MISSING)
-    if value is MISSING:
-        value = getattr(task.plan.using, name, None)
-    return value
+    if name == "unique" and not callable(expected):
+        return None if task.unique is None else task.unique[1]
+    return getattr(task.plan, name)
 
 
 def _named(shape: Shape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ only marks it as called. `release` gives it back to its real runner, or to that 
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, Unpack, overload
 
@@ -14,7 +15,7 @@ import anyio
 
 from fastapi_bgx.backends import Backend, current_token
 from fastapi_bgx.events import Event, TaskQueued
-from fastapi_bgx.options import Options, TaskOptions, parse_options
+from fastapi_bgx.options import Options, Particulars, TaskOptions, parse_options
 from fastapi_bgx.outcome import Outcome
 from fastapi_bgx.runner import Runner
 from fastapi_bgx.runners import Runners
@@ -23,6 +24,7 @@ from fastapi_bgx.testing.calls import Wanted, told, wanted
 from fastapi_bgx.testing.clock import Clock, runs
 from fastapi_bgx.testing.failures import errors_of, raise_all, shown
 from fastapi_bgx.testing.reach import listening
+from fastapi_bgx.timers import Clock as AnyClock
 
 T = TypeVar("T")
 UNRUN = "captured by a test, and never run"
@@ -60,6 +62,10 @@ class Holding:
 
     def cancel(self, task: Task[Any], reason: str) -> None:
         """Nothing of it runs."""
+
+    def stop(self, task: Task[Any]) -> bool:
+        """Cancel the task as if it were not captured; from any thread."""
+        return self.house.stop(task)
 
     def raise_if_told(self, task: Task[Any]) -> None:
         """Nothing of it failed."""
@@ -333,7 +339,7 @@ async def _run(task: Task[Any]) -> Outcome[Any]:
     detaching, runner.detaching = runner.detaching, True  # whatever it is, we wait for it
     try:
         at_home = holding.house is runner
-        rest = runner.start(task) if at_home else runner.adopt(task, task.plan.using)
+        rest = runner.start(task) if at_home else runner.adopt(task, *_asked(task, clock))
         with clock.flowing() if isinstance(clock, Clock) else nullcontext():
             if rest is not None:
                 with suppress(*_raised_again(runner)):
@@ -341,6 +347,14 @@ async def _run(task: Task[Any]) -> Outcome[Any]:
             return await task.wait()
     finally:
         runner.detaching = detaching
+
+
+def _asked(task: Task[Any], clock: AnyClock) -> tuple[TaskOptions | None, Particulars | None]:
+    """The options of the call, for another loop to plan it anew."""
+    if task.due is None:
+        return task.plan.using, None
+    moment = clock.wall() + timedelta(seconds=task.due - clock.now())
+    return task.plan.using, Particulars(run_at=moment)
 
 
 def _raised_again(runner: Runner) -> tuple[type[Exception], ...]:

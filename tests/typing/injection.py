@@ -1,7 +1,7 @@
 """The ways to get the tasks of a request, and what `Bgx` gives, have the types they promise."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, assert_type
+from typing import Annotated, Any, assert_type
 
 import fastapi
 from fastapi import Depends, FastAPI
@@ -9,9 +9,12 @@ from fastapi import Depends, FastAPI
 from fastapi_bgx import (
     BackgroundTasks,
     Bgx,
+    BgxError,
+    Cancelled,
     CurrentTask,
     DrainReport,
     Outcome,
+    Progress,
     Settings,
     Stats,
     Task,
@@ -85,9 +88,35 @@ def inside(task: CurrentTask) -> None:
     assert_type(task.remaining(), float | None)
     assert_type(task.timed_out, bool)
     assert_type(task.id, str)
+    assert_type(task.progress(0.5), None)
+    task.progress(1, "done")
+    task.progress(0.5, note=None)
+    task.check_cancelled()
+    assert_type(task.log, Any)
+    task.log.info("resized", size=3)
 
 
-def wrong() -> None:
+def outside(task: Task[int]) -> None:
+    inside(task)
+    progress = task.last_progress
+    assert_type(progress, Progress | None)
+    if progress is not None:
+        assert_type(progress.fraction, float)
+        assert_type(progress.note, str)
+        progress.note = "mine"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def asked_to_stop(error: Cancelled) -> None:
+    as_any_other: BgxError = error
+    assert_type(error.task, str)
+    assert as_any_other
+
+
+def wrong(task: CurrentTask) -> None:
+    task.progress("half")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    task.progress(0.5, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    task.progress()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    task.progress = 0.5  # type: ignore[method-assign, assignment]  # pyright: ignore[reportAttributeAccessIssue]
     current_task().remaining()  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
     Bgx(max_threads=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     bgx.install("app")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
