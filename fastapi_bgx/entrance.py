@@ -99,6 +99,10 @@ class Entrance:
         """True when only running tasks may add tasks."""
         return self._room < self._most
 
+    def tell_time_by(self, clock: Clock) -> None:
+        """Use another clock from now on; for tests."""
+        self._clock, self._now = clock, clock.now
+
     def refuse(self) -> None:
         """From now on only running tasks may add tasks."""
         self._room = -1

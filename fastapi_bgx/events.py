@@ -286,6 +286,11 @@ class Publisher:
                     about=event.name,
                 )
 
+    def remove(self, listener: Listener) -> None:
+        """Tell one of them no more."""
+        self._listeners = tuple(each for each in self._listeners if each is not listener)
+        self.heard = self._ask()
+
     def _ask(self) -> dict[type[Event], tuple[Listener, ...]]:
         heard = {
             kind: tuple(each for each in self._listeners if each.hears(kind)) for kind in ALL_EVENTS

@@ -60,6 +60,8 @@ class Plan:
     """A coroutine function on the event loop: its first step can be made by hand."""
     only: Limiter | None
     """Its one limiter, if it has just one: what most tasks need."""
+    using: TaskOptions | None
+    """What `using` gave: to plan the call anew for another event loop."""
 
 
 class Planner:
@@ -181,6 +183,7 @@ class Planner:
             notable_after=_notable_after(options) if executor == "async" else math.inf,
             by_hand=self._eager and executor == "async" and shape.is_async,
             only=limiters[0] if keyed is None and len(limiters) == 1 else None,
+            using=using,
         )
 
     def _pools(self, executor: ExecutorName) -> tuple[Limiter, ...]:

@@ -122,6 +122,12 @@ class Runner:
         """True when only running tasks may add tasks."""
         return self.entrance.refusing
 
+    def tell_time_by(self, clock: Clock) -> None:
+        """Use another clock from now on; for tests. A timer that runs keeps the one it has."""
+        self.clock = clock.now
+        self.entrance.tell_time_by(clock)
+        self.timers = Timers(self.backend, clock)
+
     # Entering: `self.entrance.accept`, in the route.
 
     def adopt(

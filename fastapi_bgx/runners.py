@@ -5,6 +5,7 @@ A server has one loop for its life; a `TestClient` without `with` has a new one 
 
 import contextlib
 import os
+import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar, copy_context
@@ -20,7 +21,15 @@ from fastapi_bgx.calls import check_call
 from fastapi_bgx.drain import Drain
 from fastapi_bgx.entrance import Common
 from fastapi_bgx.errors import WrongCall
-from fastapi_bgx.events import Event, Publisher, Started, TaskCancelled, TaskDropped
+from fastapi_bgx.events import (
+    Event,
+    Listener,
+    Publisher,
+    Started,
+    TaskCancelled,
+    TaskDropped,
+    TaskQueued,
+)
 from fastapi_bgx.listeners.hooks import FailureHooks
 from fastapi_bgx.listeners.log import LogListener
 from fastapi_bgx.options import Particulars, TaskOptions
@@ -32,6 +41,11 @@ from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Threads
 from fastapi_bgx.timers import Clock, SystemClock
 from fastapi_bgx.watchdog import Watchdog
+
+everyone: "weakref.WeakSet[Runners]" = weakref.WeakSet()
+"""Those of every `Bgx` of this process: tests reach each of them without being told where it is."""
+when_made: "list[Callable[[Runners], None]]" = []
+"""Told of each that is made from now on."""
 
 
 class Runners:
@@ -47,6 +61,9 @@ class Runners:
         self._unbound_planner = Planner(settings, eager=False)
         self._by_loop: dict[object, tuple[Runner, Drain]] = {}
         self._latest: tuple[object, Runner] | None = None
+        everyone.add(self)
+        for arrived in when_made:
+            arrived(self)
 
     def current(self) -> Runner:
         """The runner of the event loop that runs in this thread; made when there is none.
@@ -76,6 +93,31 @@ class Runners:
     def latest(self) -> Runner | None:
         """The runner that was used last: the one that a thread without a loop means."""
         return None if self._latest is None else self._latest[1]
+
+    def each(self) -> list[Runner]:
+        """The runners whose event loop has not ended."""
+        runners = [runner for runner, _ in list(self._by_loop.values())]
+        return [runner for runner in runners if not runner.backend.ended()]
+
+    def tell_time_by(self, clock: Clock) -> None:
+        """Use another clock from now on; for tests."""
+        self.clock = clock
+        for runner in self.each():
+            runner.tell_time_by(clock)
+
+    def join(self, listener: Listener) -> None:
+        """Tell one more listener of the events of every runner; for tests."""
+        self.publisher.add(listener)
+        self._refresh()
+
+    def leave(self, listener: Listener) -> None:
+        """Tell a listener no more."""
+        self.publisher.remove(listener)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for runner in self.each():
+            runner.refresh()
 
     def drain(self) -> Drain:
         """The drain of this loop's runner."""
@@ -115,7 +157,11 @@ class Runners:
             check_call(plan.shape, args, kwargs)
         unbound = _Unbound(self, self._common.prefix, options, call)
         number, context = self._common.number(), copy_context()
-        return Task(unbound, plan, func, args, kwargs, context, number, self.clock.now())
+        now = self.clock.now()
+        task: Task[Any] = Task(unbound, plan, func, args, kwargs, context, number, now)
+        if TaskQueued in self.publisher.heard:
+            self.publisher.publish(TaskQueued(task))
+        return task
 
     def supervise(self, stock: BackgroundTask) -> Task[Any]:
         """Make a task of a plain `BackgroundTask`; of a subclass, of what calling it does."""

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["fastapi_bgx.pytest_plugin", "pytester"]
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:

@@ -43,7 +43,8 @@ LEVELS: list[set[str]] = [
     {"injection", "middleware"},
     {"app"},
     {"__init__"},
-    {"demo"},
+    {"demo", "testing"},
+    {"pytest_plugin"},
 ]
 
 # What every user has installed (`dependencies` in pyproject.toml).
@@ -62,6 +63,7 @@ ADAPTERS = {
     "httpx": "demo",
     "opentelemetry": "telemetry",
     "pyrate_limiter": "rates",
+    "pytest": "pytest_plugin",
     "trio": "backends._trio",
     "uvicorn": "demo",
 }

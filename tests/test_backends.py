@@ -402,3 +402,31 @@ async def test_a_cancellation_that_is_delivered_once_is_not_swallowed_by_an_inte
         await asyncio.sleep(PATIENCE)
     assert (interrupt.caught, interrupt.outside) == (None, True)
     assert host.uncancel() == 0
+
+
+# For tests: when nothing can go on.
+
+
+@pytest.mark.anyio
+async def test_a_loop_is_idle_once_every_task_waits() -> None:
+    seen: list[str] = []
+    idle = anyio.Event()
+
+    async def busy() -> None:
+        for _ in range(100):
+            await anyio.sleep(0)
+        seen.append("done")
+        await idle.wait()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(busy)
+
+        def tell() -> None:
+            seen.append("idle")
+            idle.set()
+
+        current_backend().when_idle(tell)
+        with anyio.fail_after(PATIENCE):
+            await idle.wait()
+    assert seen == ["done", "done", "done", "idle"]

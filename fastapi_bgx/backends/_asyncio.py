@@ -11,6 +11,9 @@ from typing import Any
 
 from fastapi_bgx.backends.base import Handle, frame_of, is_cancellation
 
+IDLE_SECONDS = 0.001
+"""How often to look whether a loop is idle: asyncio does not tell."""
+
 
 class AsyncioWaiter:
     """A future without a result."""
@@ -145,6 +148,14 @@ class AsyncioBackend:
     def observer(self) -> AsyncioObserver:
         """A new observer."""
         return AsyncioObserver(self._loop)
+
+    def when_idle(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once every task waits for a future that is not done."""
+        waiting = (getattr(task, "_fut_waiter", None) for task in asyncio.all_tasks(self._loop))
+        if all(future is not None and not future.done() for future in waiting):
+            callback()
+        else:
+            self.call_later(IDLE_SECONDS, lambda: self.when_idle(callback))
 
     def ending(self) -> bool:
         """True when the runner of the loop has cancelled every task."""

@@ -145,6 +145,16 @@ class TrioBackend:
         """A new observer."""
         return TrioObserver()
 
+    def when_idle(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once every task is blocked."""
+        import trio.testing
+
+        async def wait() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            callback()
+
+        self.spawn(wait)
+
     def ending(self) -> bool:
         """True: nothing else cancels a system task."""
         return True

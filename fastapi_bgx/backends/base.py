@@ -112,6 +112,10 @@ class Backend(Protocol):
         """A new observer; on the loop's thread."""
         ...
 
+    def when_idle(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once every coroutine waits for something; on the loop's thread."""
+        ...
+
     def ending(self) -> bool:
         """True when everything that runs on the loop is being cancelled, or the loop stops."""
         ...
