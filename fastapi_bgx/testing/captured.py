@@ -70,6 +70,10 @@ class Holding:
     def raise_if_told(self, task: Task[Any]) -> None:
         """Nothing of it failed."""
 
+    def progressed(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: nothing of it runs."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         """Whatever else a task may ask of its runner."""
         return getattr(self.house, name)
