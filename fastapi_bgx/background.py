@@ -193,16 +193,21 @@ class BackgroundTasks(StockBackgroundTasks):
 
     def _adopt(self, stock: BackgroundTask) -> Task[Any]:
         """In the list, too: whoever looks for what was not called must not find it there."""
-        task = nearest_runners().supervise(stock)
+        task = self._supervised_one(stock)
         self.tasks[self.tasks.index(stock)] = task
         return task
 
     def _supervise_stock(self) -> None:
         """Make tasks of plain `BackgroundTask`s that got into the list past `add_task`."""
-        runners = nearest_runners()
         self.tasks = [
-            task if isinstance(task, Task) else runners.supervise(task) for task in self.tasks
+            task if isinstance(task, Task) else self._supervised_one(task) for task in self.tasks
         ]
+
+    def _supervised_one(self, stock: BackgroundTask) -> Task[Any]:
+        task = nearest_runners().supervise(stock)
+        if task.plan.special:  # perhaps not run by the coroutine that starts it
+            self._any_beside = True
+        return task
 
     async def _join_beside(self) -> None:
         """Wait for those that run beside: they are inline, too, and may add tasks."""

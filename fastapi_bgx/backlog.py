@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fastapi_bgx.attempt import Ending
+from fastapi_bgx.backends import Handle
 from fastapi_bgx.limits import Admission, Limiter, nothing
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.task import Task
@@ -56,16 +57,16 @@ class Waiting(Admission):
         self._task: Task[Any] | None = task
         self._then = then
         self._ended = ended
-        self._timer: Timer | None = None
+        self._timer: Timer | Handle | None = None
         self._why_expired = "queue_timeout"
         seconds = task.plan.queue_timeout
         if task.attempt == 0 and (seconds is not None or task.plan.expires is not None):
             self._start_timer(task, seconds)
         self.start()
 
-    def cancel(self, task: Task[Any], reason: str) -> None:  # noqa: ARG002 - it has only one
+    def cancel(self, task: Task[Any], reason: str) -> None:
         """End the task where it stands."""
-        self._end(Ending(Status.CANCELLED, reason=reason))
+        self._end(Ending(Status.CANCELLED, error=task.error, reason=reason))
 
     def admitted(self) -> None:
         """All slots are held."""
@@ -78,7 +79,10 @@ class Waiting(Admission):
         if expires is not None:
             left = max(0.0, task.added_at + expires - self._runner.clock())
             if seconds is None or left < seconds:
-                seconds, self._why_expired = left, "expires"
+                self._why_expired = "expires"
+                # Its own timer: no other task has just as long, and lanes go only when they ring.
+                self._timer = self._runner.timers.call_later(left, self._expire)
+                return
         assert seconds is not None, "one of them is set"
         self._timer = self._runner.timers.start(seconds, self._expire)
 

@@ -60,7 +60,11 @@ class Pauses:
         if due is None or left <= 0:
             return False
         runner.publish(TaskDelayed(task, left, not runner.outlives(task)))
-        self._begin(task, due)
+        if task.plan.expires is not None:  # it is not kept for longer: it is never due
+            due = min(due, task.added_at + task.plan.expires)
+        pause = self._begin(task, due)
+        if self._ends_at is not None and due > self._ends_at:
+            pause.cancel(task, SHUTDOWN)
         return True
 
     def retry(self, task: Task[Any], ending: Ending) -> bool:
@@ -73,7 +77,7 @@ class Pauses:
         if self._ends_at is not None and due > self._ends_at:
             return False
         task.errors += (error,)
-        task.error = error
+        task.error, task.failed_as = error, ending.status
         task.status = Status.RETRYING
         task.first_started_at = task.begun_at
         holds_request = not runner.outlives(task)
@@ -81,6 +85,17 @@ class Pauses:
         task.spawned = True  # the coroutine that ran this attempt goes on to the siblings
         self._begin(task, due)
         return True
+
+    def too_late(self, task: Task[Any], now: float) -> Ending | None:
+        """How a task ends whose next attempt would begin after its `total_timeout`.
+
+        It waited for a slot, or for the thread of the attempt before.
+        """
+        policy, begun, error = task.plan.retry, task.begun_at, task.error
+        if policy is None or begun is None or not policy.is_over(now - begun):
+            return None
+        task.errors = task.errors[:-1]  # it is not followed by another one after all
+        return Ending(task.failed_as, error=error)
 
     def announce_end(self, at: float) -> None:
         """Everything is cancelled at that time: what would wait for longer ends now."""
@@ -95,10 +110,11 @@ class Pauses:
         if isinstance(place, Pause):
             place.thread_ended()
 
-    def _begin(self, task: Task[Any], due: float) -> None:
+    def _begin(self, task: Task[Any], due: float) -> "Pause":
         pause = Pause(self._runner, task, due)
         self._runner.live[task] = pause
         pause.start()
+        return pause
 
     def _delay_after(self, task: Task[Any], ending: Ending, error: BaseException) -> float | None:
         """Seconds until the next attempt; `None` when the task is finished."""

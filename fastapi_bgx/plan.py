@@ -1,7 +1,8 @@
 """The plan of a task: everything that is decided about a call before its arguments are known.
 
 Options are merged here, and nowhere else. The first that names an option wins: `using`, then
-`Settings.tasks[name]`, then `@task_options`, then `Settings`.
+`Settings.tasks[name]`, then `@task_options`, then `Settings`. Only `retry` is more than one value:
+there `Settings.tasks[name]` changes the fields that it names.
 """
 
 import math
@@ -147,9 +148,12 @@ class Planner:
         attached = _attached(func)
         name = (using and using.name) or (attached and attached.name) or shape.name
         merged = self._defaults()
-        for layer in (attached, self._by_name.get(normal_name(name)), using):
+        configured = self._by_name.get(normal_name(name))
+        for layer in (attached, configured, using):
             if layer is not None:
-                merged |= layer.given()
+                before, merged = merged["retry"], merged | layer.given()
+                if layer is configured:
+                    merged["retry"] = _refined(before, merged["retry"])
         options = TaskOptions.model_construct(None, **merged)
         executor = _executor(shape, options.executor)
         limiter = None if options.limit is None else self.limits.named(options.limit)
@@ -200,6 +204,13 @@ class Planner:
             "detached": settings.mode == "detached",
             "retry": settings.retry,
         }
+
+
+def _refined(code: Retry | None, configured: Retry | None) -> Retry | None:
+    """What is configured for a name changes single fields: an environment cannot spell all."""
+    if code is None or configured is None or code is configured:
+        return configured
+    return configured.over(code)
 
 
 def _is_special(options: TaskOptions) -> bool:

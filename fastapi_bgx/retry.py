@@ -6,54 +6,57 @@ the delay that an error itself asks for.
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from inspect import isclass
 from typing import Annotated, Any, ClassVar, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
-from tenacity import RetryCallState, wait_exponential_jitter
+from tenacity import RetryCallState, wait_exponential, wait_random
 
 ErrorTest: TypeAlias = Callable[[BaseException], bool]
 ErrorTypes: TypeAlias = type[BaseException] | tuple[type[BaseException], ...]
 
 
 def retry_after_of(error: BaseException) -> float | None:
-    """The seconds that `error` asks to wait; `None` when it does not say.
+    """The seconds that `error` asks to wait; `None` when it does not say. Never raises.
 
-    Looks at `error.retry_after`, and for a `Retry-After` header at `error.headers` and
-    `error.response.headers`: httpx, requests, aiohttp, urllib and Starlette put it there. Both
-    forms of RFC 9110 are understood, seconds and a date.
+    Looks at `error.retry_after` (a number, a `timedelta` or a text), and for a `Retry-After` header
+    at `error.headers` and `error.response.headers`: httpx, requests, aiohttp, urllib and Starlette
+    put it there. Both forms of RFC 9110 are understood, seconds and a date.
     """
-    for asked in (
-        getattr(error, "retry_after", None),
-        _header(getattr(error, "headers", None)),
-        _header(getattr(getattr(error, "response", None), "headers", None)),
-    ):
-        seconds = _seconds(asked)
-        if seconds is not None:
-            return seconds
+    for find in _PLACES:
+        with suppress(Exception):  # the error is somebody else's: it may hold anything
+            seconds = _seconds(find(error))
+            if seconds is not None:
+                return seconds
     return None
 
 
-def _header(headers: object) -> object:
-    get: Any = getattr(headers, "get", None)
-    with suppress(Exception):  # of headers that are something else
-        return get("Retry-After") or get("retry-after")
-    return None
+_PLACES: tuple[Callable[[Any], object], ...] = (
+    lambda error: error.retry_after,
+    lambda error: _header(error.headers),
+    lambda error: _header(error.response.headers),
+)
+
+
+def _header(headers: Any) -> object:
+    return headers.get("Retry-After") or headers.get("retry-after")
 
 
 def _seconds(asked: object) -> float | None:
+    if isinstance(asked, timedelta):
+        return max(0.0, asked.total_seconds())
     if isinstance(asked, int | float) and not isinstance(asked, bool):
         return max(0.0, float(asked))
     if not isinstance(asked, str):
         return None
     if asked.strip().isdecimal():
         return float(asked)
-    with suppress(ValueError, TypeError):
-        until = parsedate_to_datetime(asked)
-        return max(0.0, (until - datetime.now(UTC)).total_seconds())
-    return None
+    until = parsedate_to_datetime(asked)
+    if until.tzinfo is None:  # the oldest of the three forms has none, and means the same
+        until = until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
 def _error_types_or_test(value: Any) -> Any:
@@ -76,8 +79,8 @@ class Retry(BaseModel):
     """When a failed attempt is followed by another one, and after how long.
 
     The delay before attempt `n + 1` is `wait_initial * wait_exp_base ** (n - 1)` plus a random part
-    of up to `wait_jitter`, together at most `wait_max`: tenacity's `wait_exponential_jitter`. All
-    times are in seconds.
+    of up to `wait_jitter`, together at most `wait_max`: tenacity's `wait_exponential` and
+    `wait_random`. All times are in seconds.
 
     Raises:
         ValueError: a value that is out of range, or values that contradict each other.
@@ -94,7 +97,8 @@ class Retry(BaseModel):
     on_timeout: bool = True
     """True: an attempt that ran into its timeout is retried, too, whatever `on` says."""
     total_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds after the start of the first attempt at which no other one may begin any more."""
+    """Seconds after the start of the first attempt from which on no other one begins. Where the
+    delay would end later, the task has failed at once."""
     wait_initial: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """The delay before the second attempt, without its random part."""
     wait_max: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
@@ -109,7 +113,15 @@ class Retry(BaseModel):
     """Reads a delay from the error, which then replaces the computed one; `None` in answer, or
     here: it is computed. Default: a `Retry-After` of the error or of its response."""
 
-    @field_validator("attempts", mode="before")
+    @field_validator(
+        "attempts",
+        "total_timeout",
+        "wait_initial",
+        "wait_max",
+        "wait_jitter",
+        "wait_exp_base",
+        mode="before",
+    )
     @classmethod
     def _no_bool(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -124,6 +136,15 @@ class Retry(BaseModel):
                 f"({self.wait_max:g} s)"
             )
         return self
+
+    def over(self, other: "Retry") -> "Retry":
+        """`other`, with the fields that were named for this one."""
+        named = {field: getattr(self, field) for field in self.model_fields_set}
+        return other.model_copy(update=named)
+
+    def is_over(self, elapsed: float) -> bool:
+        """True when no attempt may begin `elapsed` seconds after the first one any more."""
+        return self.total_timeout is not None and elapsed >= self.total_timeout
 
     def covers(self, error: BaseException, *, timed_out: bool) -> bool:
         """True when an attempt that ended with `error` is to be followed by another one.
@@ -150,25 +171,20 @@ def next_delay(
     Raises:
         Exception: what a function of the policy raises.
     """
-    if attempt >= policy.attempts or not policy.covers(error, timed_out=timed_out):
+    if attempt >= policy.attempts or policy.is_over(elapsed):
+        return None
+    if not policy.covers(error, timed_out=timed_out):
         return None
     delay = None if policy.wait_from_error is None else policy.wait_from_error(error)
     if delay is None:
         delay = _computed(policy, attempt)
-    delay = min(delay, policy.wait_max)
-    if policy.total_timeout is not None and elapsed + delay >= policy.total_timeout:
-        return None
-    return delay
+    delay = max(0.0, min(delay, policy.wait_max))  # in this order NaN gives 0, too
+    return None if policy.is_over(elapsed + delay) else delay
 
 
 def _computed(policy: Retry, attempt: int) -> float:
     nobody: Any = None
     state = RetryCallState(nobody, None, (), {})
     state.attempt_number = attempt
-    wait = wait_exponential_jitter(
-        initial=policy.wait_initial,
-        max=policy.wait_max,
-        exp_base=policy.wait_exp_base,
-        jitter=policy.wait_jitter,
-    )
-    return float(wait(state))
+    wait = wait_exponential(policy.wait_initial, policy.wait_max, policy.wait_exp_base)
+    return float((wait + wait_random(0, policy.wait_jitter))(state))

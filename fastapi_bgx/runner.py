@@ -212,7 +212,8 @@ class Runner:
         if task.due is not None and not self.closed and self.pauses.delay(task):
             return
         before, task.follows = task.follows, None
-        if before is not None and not before.done:
+        # Not of one that was tried again: who stood behind it then has started, too.
+        if before is not None and not before.done and before.first_started_at is None:
             before.followed_by = task
             self.live[task] = self._followers
             return
@@ -265,8 +266,11 @@ class Runner:
         """Start a task that holds its slots; `None` when it has succeeded already."""
         started = self.clock()
         plan = task.plan
-        if plan.marks_start and not self._mark_start(task, limiters, started):
-            return None
+        if plan.marks_start:
+            too_late = self._mark_start(task, limiters, started)
+            if too_late is not None:
+                give_back_slots(limiters)
+                return self._complete(task, (), too_late)
         self.entrance.left += 1
         task.status = RUNNING
         task.attempt += 1
@@ -286,13 +290,19 @@ class Runner:
         self._succeed(task, limiters)
         return None
 
-    def _mark_start(self, task: Task[Any], limiters: tuple[Limiter, ...], now: float) -> bool:
-        """What has to be noted when an attempt starts; false when it is too late for it."""
+    def _mark_start(
+        self, task: Task[Any], limiters: tuple[Limiter, ...], now: float
+    ) -> Ending | None:
+        """What has to be noted when an attempt starts; how the task ends if it is too late."""
         plan = task.plan
-        if plan.expires is not None and not task.attempt and now >= task.added_at + plan.expires:
-            give_back_slots(limiters)
-            self.finish(task, Ending(Status.EXPIRED, reason="expires"))
-            return False
+        if task.attempt:
+            too_late = self.pauses.too_late(task, now)
+            if too_late is not None:
+                self.entrance.left += 1
+                task.status = RUNNING  # as it was when it failed
+                return too_late
+        elif plan.expires is not None and now >= task.added_at + plan.expires:
+            return Ending(Status.EXPIRED, reason="expires")
         if plan.rated:
             note_start(limiters, now)
         if plan.timeout is not None:
@@ -303,7 +313,7 @@ class Runner:
                 task.when_ended(_forget_contexts)
             task.context = task.untouched.copy()  # an attempt does not see what another one set
             task.error = None
-        return True
+        return None
 
     async def _go_on(
         self, task: Task[Any], limiters: tuple[Limiter, ...], rest: Awaitable[Ending | None]
@@ -485,7 +495,7 @@ class Runner:
             raise task.error
 
     def _cancel_unstarted(self, task: Task[Any]) -> None:
-        self.finish(task, Ending(Status.CANCELLED, reason="shutdown"))
+        self.finish(task, Ending(Status.CANCELLED, error=task.error, reason="shutdown"))
 
     def _leave_behind(
         self, task: Task[Any], limiters: tuple[Limiter, ...], lingering: Lingering

@@ -188,6 +188,7 @@ class Task(BackgroundTask, Generic[T]):
     at_end: "list[Callable[[Task[Any]], object]] | None" = None
     due: float | None = None  # before which it does not start
     errors: tuple[BaseException, ...] = ()  # of the attempts that were followed by another one
+    failed_as = Status.FAILED  # how the attempt ended that is followed by another one
     first_started_at: float | None = None  # set once there is a second attempt
     untouched: Context | None = None  # the context as no attempt has changed it
     unique: Any = None

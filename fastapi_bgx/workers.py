@@ -60,7 +60,7 @@ class Workers:
     def cancel(self, task: Task[Any], reason: str) -> None:
         """End a task where it waits."""
         give_back_slots(self._runner.limiters_of(task))
-        self._runner.finish(task, Ending(Status.CANCELLED, reason=reason))
+        self._runner.finish(task, Ending(Status.CANCELLED, error=task.error, reason=reason))
 
     def _start_one(self) -> None:
         if not self._starting:
