@@ -641,7 +641,7 @@ async def test_with_a_clock_of_the_test_what_waits_does_not_take_its_time(
     with owning_clock():
         async with serving(limits={"smtp": 1}) as bgx:
             limiter: Any = bgx.runners.current()._planner.limits.named("smtp")
-            limiter.taken += 1
+            limiter.limiters[0].taken += 1
             tasks = await tasks_of(bgx)
             tasks.using(detached=True, limit="smtp", queue_timeout=3600).add_task(send, "a@b.c")
             with anyio.fail_after(PATIENCE):

@@ -42,7 +42,7 @@ async def quick() -> None:
 def occupy(bgx: Bgx, limit: str) -> None:
     """Take the slot of a limit: what wants it waits, and nothing but time ends that."""
     limiter: Any = bgx.runners.current()._planner.limits.named(limit)
-    limiter.taken += 1
+    limiter.limiters[0].taken += 1
 
 
 async def detach(bgx: Bgx, func: Any, **options: Any) -> Task[Any]:

@@ -11,6 +11,13 @@ from fastapi_bgx.backends import Backend, current_backend
 from fastapi_bgx.timers import SystemClock, Timers
 
 
+class Armed:
+    """A handle."""
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self.cancel = cancel
+
+
 class Loop(SystemClock):
     """A clock that stands still until told."""
 
@@ -25,8 +32,13 @@ class Loop(SystemClock):
 
     def call_later(self, backend: Backend, delay: float, callback: Callable[[], Any]) -> Any:
         self.times_armed += 1
-        self.armed.append((self.time + delay, callback))
-        return object()  # the handle, which nobody cancels
+        entry = (self.time + delay, callback)
+        self.armed.append(entry)
+        return Armed(lambda: self._disarm(entry))
+
+    def _disarm(self, entry: tuple[float, Callable[[], Any]]) -> None:
+        if entry in self.armed:  # else it has rung
+            self.armed.remove(entry)
 
     def advance(self, seconds: float) -> None:
         """Let time pass, calling back what becomes due on the way."""
