@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, NamedTuple, Protocol
 
 from fastapi_bgx.attempt import CALLERS
@@ -120,6 +121,8 @@ class Suspect:
         """For how long."""
         self.stack: str | None = None
         """Where it was when it was named; `None` before."""
+        self.context: Context | None = None
+        """Its context, which it lets go as it ends, perhaps before that is told."""
 
 
 class Watchdog:
@@ -242,16 +245,18 @@ class Watchdog:
 
     def _name(self, suspect: Suspect, sight: Sight) -> None:
         """Tell of a task that blocks."""
-        suspect.stack = sight.stack()
-        self._tell(suspect.task, suspect.seconds, suspect.stack, ended=False)
+        suspect.stack, suspect.context = sight.stack(), suspect.task.context
+        self._tell(suspect, suspect.seconds, suspect.stack, ended=False)
 
     def _let_go(self, suspect: Suspect | None, seen: float) -> None:
         """The suspect blocks no more."""
         if suspect is not None and suspect.stack is not None:
-            self._tell(suspect.task, suspect.seconds + seen, suspect.stack, ended=True)
+            self._tell(suspect, suspect.seconds + seen, suspect.stack, ended=True)
 
-    def _tell(self, task: Task[Any], seconds: float, stack: str, *, ended: bool) -> None:
-        self._place.publish(TaskBlockedLoop(task, seconds, stack, ended))
+    def _tell(self, suspect: Suspect, seconds: float, stack: str, *, ended: bool) -> None:
+        context = Context() if suspect.context is None else suspect.context.copy()
+        event = TaskBlockedLoop(suspect.task, seconds, stack, ended)
+        context.run(self._place.publish, event)
 
     def _look(self) -> Sight | None:
         """The task of this runner that runs on the loop's thread, if one does."""

@@ -121,8 +121,11 @@ def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -
         "9. A task is detached",
         "10. A task is tried again",
         "11. A task waits for its time, and is cancelled",
-        "12. What bgx.stats() has counted",
-        "13. The server shuts down while tasks run",
+        "12. A task has a rate, and an urgent one goes first",
+        "13. A task tells how far it is",
+        "14. A task blocks the event loop",
+        "15. What bgx.stats() has counted",
+        "16. The server shuts down while tasks run",
     ]
 
 
@@ -141,6 +144,9 @@ def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -
         "'slots': 2, 'taken': 2",
         "task.rejected    task=make_thumbnail",
         "task.retrying    task=notify_partner",
+        "task.succeeded   task=send_sms",
+        "task.succeeded   task=import_catalogue",
+        "task.blocked_loop task=recount_stock",
         "task.succeeded   task=notify_partner",
         "task.delayed     task=send_reminder",
         "task.joined      task=send_reminder",

@@ -127,13 +127,15 @@ async def in_a_gathered_child(gate: Gate, card: str) -> None:
 
 async def assert_named(bgx: Bgx, lines: Lines, gate: Gate, func: Any, **options: Any) -> None:
     tasks = await tasks_of(bgx)
-    task = tasks.using(executor="async", **options).add_task(func, gate, SECRET)
+    with structlog.contextvars.bound_contextvars(request="a7"):
+        task = tasks.using(executor="async", **options).add_task(func, gate, SECRET)
     await tasks()
     await task.wait()
     await until(lambda: len(named(lines, "task.blocked_loop")) == 2)
     during, after = named(lines, "task.blocked_loop")
     assert during["task_id"] == after["task_id"] == task.id
     assert during["log_level"] == "warning"
+    assert during["request"] == after["request"] == "a7"
     assert (during["ended"], after["ended"]) == (False, True)
     assert AFTER <= during["blocked_s"] <= after["blocked_s"]
     assert during["stack"] == after["stack"]

@@ -181,6 +181,46 @@ def control(stage: Stage) -> None:
     )
 
 
+def rates(stage: Stage) -> None:
+    stage.title("A task has a rate, and an urgent one goes first")
+    stage.request("POST", "/campaigns")
+    stage.log("sms.sent", "sms.sent")
+    urgent = stage.log("sms.sent")["sms.sent"]["to"]
+    stage.check(urgent == "the login code", "the urgent message should have gone first")
+    stage.log("sms.sent", "sms.sent", *["task.succeeded send_sms"] * 3)
+    stage.say(
+        """rates={"sms": "2/second"}: in no second are more than two messages sent. The login code
+        was added last, with priority=10, and went before those that waited."""
+    )
+
+
+def progress(stage: Stage) -> None:
+    stage.title("A task tells how far it is")
+    task = stage.request("POST", "/catalogues?pages=100").json()["task"]
+    deadline = time.monotonic() + PATIENCE
+    while not stage.send("GET", f"/tasks/{task}").json()["note"]:
+        stage.check(time.monotonic() < deadline, "the task should have told of its progress")
+    stage.request("GET", f"/tasks/{task}")
+    stage.log("task.succeeded import_catalogue")
+    stage.say(
+        """current_task().progress(0.4, "page 41 of 100") costs a fifth of a microsecond, so it may
+        stand in a loop. The route read bgx.get(id).last_progress."""
+    )
+
+
+def blocking(stage: Stage) -> None:
+    stage.title("A task blocks the event loop")
+    stage.request("POST", "/stocktakes")
+    lines = stage.log("task.blocked_loop recount_stock", "task.succeeded recount_stock")
+    stack = lines["task.blocked_loop recount_stock"]["stack"]
+    stage.check("time.sleep" in stack, "the line that blocks should be in the log")
+    stage.log("task.blocked_loop recount_stock")
+    stage.say(
+        """An async task that calls something slow stops the whole server. With loop_block_after=0.1
+        it is named, with the line where it is, while it still blocks."""
+    )
+
+
 ACTS = (
     success,
     failure,
@@ -193,6 +233,9 @@ ACTS = (
     detached,
     retries,
     control,
+    rates,
+    progress,
+    blocking,
 )
 
 

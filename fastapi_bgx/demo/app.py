@@ -19,7 +19,16 @@ from fastapi_bgx import Bgx, Retry, Settings, Stats, Tasks, current_task, task_o
 
 log: Any = structlog.get_logger("shop")
 
-bgx: Bgx = Bgx(Settings(max_backlog=20, limits={"smtp": 2}, drain_timeout=1, history_of="all"))
+bgx: Bgx = Bgx(
+    Settings(
+        max_backlog=20,
+        limits={"smtp": 2},
+        rates={"sms": "2/second"},
+        loop_block_after=0.1,
+        drain_timeout=1,
+        history_of="all",
+    )
+)
 
 
 # The tasks: ordinary functions, async or not.
@@ -64,6 +73,24 @@ def count_primes(below: int) -> int:
 @task_options(detached=True)
 async def build_export(seconds: float) -> None:
     await anyio.sleep(seconds)
+
+
+@task_options(limit="sms", concurrent=True)
+async def send_sms(number: str) -> None:
+    log.info("sms.sent", to=number)
+
+
+@task_options(detached=True)
+async def import_catalogue(pages: int) -> None:
+    task = current_task()
+    for page in range(pages):
+        await anyio.sleep(0.01)
+        if task is not None:
+            task.progress(page / pages, f"page {page + 1} of {pages}")
+
+
+async def recount_stock() -> None:
+    time.sleep(0.4)  # noqa: ASYNC251 - what it shows: this blocks the event loop
 
 
 class PartnerBusy(Exception):
@@ -166,6 +193,23 @@ async def export(seconds: float, tasks: Tasks) -> dict[str, str]:
     return {"task": tasks.add_task(build_export, seconds).id}
 
 
+@supervised.post("/campaigns")
+async def campaign(tasks: Tasks) -> None:
+    for number in ("1001", "1002", "1003", "1004"):
+        tasks.add_task(send_sms, number)
+    tasks.using(priority=10).add_task(send_sms, "the login code")
+
+
+@supervised.post("/catalogues")
+async def catalogue(pages: int, tasks: Tasks) -> dict[str, str]:
+    return {"task": tasks.add_task(import_catalogue, pages).id}
+
+
+@supervised.post("/stocktakes")
+async def stocktake(tasks: Tasks) -> dict[str, str]:
+    return {"task": tasks.add_task(recount_stock).id}
+
+
 @supervised.post("/shipments")
 async def ship(tasks: Tasks) -> dict[str, str]:
     return {"task": tasks.add_task(notify_partner, 7).id}
@@ -182,7 +226,9 @@ async def status_of(task_id: str) -> dict[str, str]:
     task = bgx.get(task_id)
     if task is None:
         raise HTTPException(404, "there is no such task")
-    return {"name": task.name, "status": task.status}
+    progress = task.last_progress
+    note = "" if progress is None else progress.note
+    return {"name": task.name, "status": task.status, "note": note}
 
 
 @supervised.delete("/tasks/{task_id}")
