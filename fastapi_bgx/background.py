@@ -122,10 +122,10 @@ class BackgroundTasks(StockBackgroundTasks):
         """Start nothing more; those that run beside end with the request, or are waited for."""
         self.drop(OUTSIDE if cancelled else "an earlier task failed, and on_error='raise'")
         for task in self._beside():
-            if cancelled and task.lists == 1:
-                task.runner.cancel(task, OUTSIDE)
-            else:
+            if not cancelled:
                 await task.wait()
+            elif task.sharers == 1:
+                task.runner.cancel(task, OUTSIDE)
 
     def left(self) -> list[Task[Any]]:
         """The tasks that nobody has called."""
@@ -181,15 +181,27 @@ class BackgroundTasks(StockBackgroundTasks):
     def _is_elsewhere(self, task: Task[Any]) -> bool:
         """Note what a special task needs; true when it is not for this list to call."""
         plan = task.plan
-        if task.lists > 1:  # it was given in place of a new one
+        if task.unique is not None and not self._is_new(task):
             self._any_beside = True
-            return task.claimed or task in self.tasks
+            return task.claimed or self._has(task)
         behind = plan.detached and not plan.concurrent and plan.delay is None
         if not behind or plan.retry is not None:
             self._any_beside = True
         if behind:
             task.follows, self._last_detached = self._last_detached, task
         return self._at_once and plan.detached and task.runner.start_now(task)
+
+    def _is_new(self, task: Task[Any]) -> bool:
+        """False for a unique task that is in a list already, of this request or another one."""
+        return self._listed_at is None or self._listed_at.uniques.is_new(task)
+
+    def _has(self, task: Task[Any]) -> bool:
+        """True for a task of this list, which gives a task up only once."""
+        if task not in self.tasks:
+            return False
+        if self._listed_at is not None:
+            self._listed_at.uniques.leave(task)
+        return True
 
     def _adopt(self, stock: BackgroundTask) -> Task[Any]:
         """In the list, too: whoever looks for what was not called must not find it there."""
