@@ -136,6 +136,8 @@ class BackgroundTasks(StockBackgroundTasks):
         """End the tasks that nobody has called, because of `reason`."""
         for task in self.left():
             task.runner.drop(task, reason)
+            if not task.claimed:  # another request shares it; this one gives it up only once
+                self.tasks.remove(task)
 
     def __del__(self) -> None:
         """Report what was added and never called. Without the middleware only this notices."""
@@ -181,9 +183,9 @@ class BackgroundTasks(StockBackgroundTasks):
     def _is_elsewhere(self, task: Task[Any]) -> bool:
         """Note what a special task needs; true when it is not for this list to call."""
         plan = task.plan
-        if task.unique is not None and not self._is_new(task):
+        if task.unique is not None and self._shares(task):
             self._any_beside = True
-            return task.claimed or self._has(task)
+            return task.claimed or task in self.tasks
         behind = plan.detached and not plan.concurrent and plan.delay is None
         if not behind or plan.retry is not None:
             self._any_beside = True
@@ -191,16 +193,14 @@ class BackgroundTasks(StockBackgroundTasks):
             task.follows, self._last_detached = self._last_detached, task
         return self._at_once and plan.detached and task.runner.start_now(task)
 
-    def _is_new(self, task: Task[Any]) -> bool:
-        """False for a unique task that is in a list already, of this request or another one."""
-        return self._listed_at is None or self._listed_at.uniques.is_new(task)
-
-    def _has(self, task: Task[Any]) -> bool:
-        """True for a task of this list, which gives a task up only once."""
-        if task not in self.tasks:
+    def _shares(self, task: Task[Any]) -> bool:
+        """False for a unique task that is in no list yet."""
+        assert self._listed_at is not None, "only an entrance gives a task its key"
+        uniques = self._listed_at.uniques
+        if uniques.is_new(task):
             return False
-        if self._listed_at is not None:
-            self._listed_at.uniques.leave(task)
+        if task in self.tasks:  # which gives it up only once
+            uniques.leave(task)
         return True
 
     def _adopt(self, stock: BackgroundTask) -> Task[Any]:

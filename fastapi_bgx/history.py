@@ -70,7 +70,7 @@ def _is_small(value: object) -> bool:
 
 
 def _inside(value: Any) -> Iterable[object]:
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind is dict:
         return (*value.keys(), *value.values())
     return value if kind in (list, tuple, set, frozenset) else ()

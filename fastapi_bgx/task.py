@@ -377,9 +377,7 @@ class Task(BackgroundTask, Generic[T]):
                 if self.at_end is not None:
                     self.at_end.remove(callback)
         if self.outcome is None:
-            raise TimeoutError(
-                f"after {timeout:g} s {self.name} has not ended: it is {self.status}"
-            )
+            raise TimeoutError(f"after {timeout:g} s {self.name} is {self.status}")
         return self.outcome
 
     def cancel(self) -> bool:
