@@ -249,7 +249,7 @@ class Bgx:
 
 def _statuses(status: Status | str | Collection[Status | str]) -> set[Status]:
     wanted = [status] if isinstance(status, str) else status
-    known = {str(each) for each in Status}
+    known = [str(each) for each in Status]
     for each in wanted:
         if each not in known:
             hint = did_you_mean(str(each), known)

@@ -177,6 +177,9 @@ class BackgroundTasks(StockBackgroundTasks):
 
     def be_listed(self, entrance: Entrance) -> None:
         """Have tasks that nobody called yet be found by their id."""
+        before = self._listed_at
+        if before is not None and before is not entrance:
+            before.lists.pop(id(self), None)
         entrance.lists[id(self)] = ref(self)
         self._listed_at = entrance
 
