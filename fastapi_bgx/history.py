@@ -3,7 +3,7 @@
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fastapi_bgx.task import Task
@@ -13,6 +13,15 @@ MOST_BYTES = 10_000
 in lists, tuples, dictionaries and sets, and without what other objects hold."""
 MOST_FAILED = 100
 """Tasks with errors that it keeps alive: from a traceback hangs whatever its functions held."""
+
+INSIDE: dict[type, Callable[[Any], Iterable[object]]] = {
+    dict: lambda entries: (*entries.keys(), *entries.values()),
+    list: tuple,
+    tuple: tuple,
+    set: tuple,
+    frozenset: tuple,
+}
+"""What there is to look into. Subclasses may run code of their own when they are looked at."""
 
 
 class History:
@@ -54,7 +63,8 @@ class History:
 
 def _is_small(value: object) -> bool:
     """Look at no more of it than is needed to tell."""
-    left, seen, unseen = MOST_BYTES, set[int](), [value]
+    left, seen = MOST_BYTES, set[int]()
+    unseen: list[object] = [value]
     try:
         while unseen:
             each = unseen.pop()
@@ -63,14 +73,8 @@ def _is_small(value: object) -> bool:
                 left -= sys.getsizeof(each)
                 if left < 0:
                     return False
-                unseen += _inside(each)
+                inside = INSIDE.get(type(each))
+                unseen += () if inside is None else inside(each)
     except Exception:  # of a `__sizeof__` of its own, or somebody changes it meanwhile
         return False
     return True
-
-
-def _inside(value: Any) -> Iterable[object]:
-    kind: type[Any] = type(value)
-    if kind is dict:
-        return (*value.keys(), *value.values())
-    return value if kind in (list, tuple, set, frozenset) else ()

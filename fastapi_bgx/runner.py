@@ -364,8 +364,7 @@ class Runner:
         """What `_complete` comes down to for a task that just succeeded: 1 µs less."""
         release_slots(limiters)
         if self._keeps_all:
-            self._history.add(task)
-            task.when_ended(self._history.forget_arguments)
+            self._keep_success(task)
         task.status = DONE
         task.ended_at = ended = self.clock()
         self._succeeded += 1
@@ -380,6 +379,13 @@ class Runner:
             or self.when_finished is not None
         ):
             self._follow_up(task)
+
+    def _keep_success(self, task: Task[Any]) -> None:
+        self._history.add(task)
+        if self._tells_success:  # perhaps with its arguments
+            task.when_ended(self._history.forget_arguments)
+        else:
+            self._history.forget_arguments(task)
 
     def _report_blocking(self, task: Task[Any]) -> None:
         """A first step kept the loop from timers that were not even set: tell what is due."""

@@ -310,7 +310,8 @@ async def test_one_that_swallows_it_says_how_it_ended() -> None:
         try:
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class():
-            return "enough"
+            pass
+        return "enough"
 
     async def raises() -> None:
         try:
@@ -579,7 +580,7 @@ async def test_a_worker_process_is_killed(tmp_path: Path) -> None:
 async def test_what_has_ended_cannot_be_cancelled() -> None:
     bgx = Bgx(Settings(history_of="all"))
     tasks = await tasks_of(bgx)
-    added = [tasks.add_task(good), tasks.add_task(bad), tasks.add_task(never)]
+    added: list[Task[Any]] = [tasks.add_task(function) for function in (good, bad, never)]
     assert added[2].cancel()
     await tasks()
     statuses = [task.status for task in added]

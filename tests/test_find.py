@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -67,7 +67,7 @@ async def test_live_tasks_are_found_wherever_they_stand() -> None:
             (lists[2], "behind", {"detached": True}),
             (lists[3], "delayed", {"detached": True, "delay": 60}),
         ):
-            tasks.using(name=name, **options).add_task(release.wait)  # type: ignore[arg-type]
+            tasks.using(name=name, **options).add_task(release.wait)
             await tasks()
             await anyio.wait_all_tasks_blocked()
         lists[4].using(name="uncalled").add_task(good)
@@ -323,7 +323,7 @@ async def test_the_arguments_are_there_as_long_as_somebody_may_ask() -> None:
     assert overran.args == ("three",)
     release.set()
     await until(lambda: not bgx.stats().overrunning)
-    assert overran.args == ()
+    assert not overran.args
 
 
 SMALL: list[Any] = [None, 1, "text", b"bytes", [1, 2], {"a": [1]}, (), {1}, Big()]
@@ -515,8 +515,8 @@ async def test_a_list_that_is_gone_leaves_nothing() -> None:
         tasks.add_task(good)
         await tasks()
         assert lists_of(bgx) == 1
-    del tasks
-    assert lists_of(bgx) == 0
+        del tasks
+        assert lists_of(bgx) == 0
 
 
 @asyncio_only
@@ -525,11 +525,11 @@ async def test_nor_does_one_in_a_cycle_that_is_freed_late() -> None:
     gc.disable()
     try:
         for _ in range(100):
-            tasks: Any = await tasks_of(bgx)
+            tasks = cast(Any, await tasks_of(bgx))
             tasks.itself = tasks
             tasks.add_task(good)
             await tasks()
-        del tasks
+            del tasks
         assert lists_of(bgx) == 100
         young = await tasks_of(bgx)
         task = young.add_task(good)

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -499,7 +500,7 @@ async def test_from_many_threads_at_once_there_is_exactly_one() -> None:
 
             async with anyio.create_task_group() as group:
                 for tasks in requests:
-                    group.start_soon(anyio.to_thread.run_sync, add, tasks)
+                    group.start_soon(partial(anyio.to_thread.run_sync, add, tasks))
             assert len(set(added)) == 1
             assert bgx.stats().waiting == 1
             for tasks in requests:
