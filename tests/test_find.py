@@ -274,8 +274,9 @@ class Big:
 
 
 @asyncio_only
-async def test_arguments_are_let_go() -> None:
-    bgx = Bgx(Settings(history_of="all"))
+@pytest.mark.parametrize("log_events", [{"task.succeeded"}, set[str]()])
+async def test_arguments_are_let_go(log_events: set[Any]) -> None:
+    bgx = Bgx(Settings(history_of="all", log_events=frozenset(log_events)))
     watched: list[weakref.ref[Big]] = []
 
     def argument() -> Big:
