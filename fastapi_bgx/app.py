@@ -207,6 +207,8 @@ class Bgx:
 
     def _check_kept(self, statuses: set[Status]) -> None:
         """Nobody should take what is not kept for what did not happen."""
+        if Status.REJECTED in statuses:
+            raise ValueError("no task is ever rejected: add_task raised, and gave none")
         if not self.settings.history and any(status.final for status in statuses):
             raise ValueError("Settings.history is 0: tasks that have ended are not kept")
         if Status.SUCCEEDED in statuses and self.settings.history_of != "all":
@@ -263,12 +265,12 @@ class Bgx:
 
 def _statuses(status: Status | str | Collection[Status | str]) -> set[Status]:
     wanted = [status] if isinstance(status, str) else status
-    try:
-        return {Status(each) for each in wanted}
-    except ValueError as error:
-        raise ValueError(
-            f"find(status=...): {error}; {did_you_mean(str(status), Status)}"
-        ) from None
+    known = [str(each) for each in Status]
+    for each in wanted:
+        if each not in known:
+            hint = did_you_mean(str(each), known)
+            raise ValueError(f"find(status=...): {each!r} is no status; {hint}")
+    return {Status(each) for each in wanted}
 
 
 def _injects(call: Any) -> bool:

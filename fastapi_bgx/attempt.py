@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fastapi_bgx.backends import Backend, Interrupt, is_cancellation
 from fastapi_bgx.driving import ABANDON
+from fastapi_bgx.errors import Cancelled
 from fastapi_bgx.events import Event, TaskOverran, TaskSlow
 from fastapi_bgx.options import ExecutorName
 from fastapi_bgx.outcome import Status
@@ -164,7 +165,8 @@ class Watch:
     def ask(self) -> None:
         """Stop the function if that is possible; else it may look at what it is asked."""
         self._task.cancelled = True
-        if self._block.obeys:
+        # Once, so that it can clean up in peace; again, when it has swallowed that.
+        if self._block.obeys and (not self.why or self._reported):
             self.cancel(self._task, ASKED)
 
     def give_up(self) -> None:
@@ -186,7 +188,7 @@ class Watch:
             without_our_frames(caught)
             ending = Ending(Status.CANCELLED, error=caught, reason=self.why)
         else:
-            ending = judge(value, error)
+            ending = judge(self._task, value, error, self.why)
         if self.why == TIMEOUT:
             ending = timed_out(self._task, ending)
         return ending._replace(outside=True) if interrupt.outside else ending
@@ -240,14 +242,17 @@ def timed_out(task: Task[Any], ending: Ending) -> Ending:
     return ending._replace(status=Status.TIMED_OUT, value=None, error=error)
 
 
-def judge(value: Any, error: BaseException | None) -> Ending:
-    """The ending of a function that returned `value` or raised `error`, and that nobody stopped.
+def judge(task: Task[Any], value: Any, error: BaseException | None, why: str = "") -> Ending:
+    """The ending of a function that returned `value` or raised `error` by itself.
 
-    A cancellation that nobody asked for is a failure like any other: it leaked from the function.
+    It may have been asked to stop, because of `why`: then `Cancelled` says that it did. A
+    cancellation that nobody asked for is a failure like any other: it leaked from the function.
     """
     if error is None:
         return Ending(Status.SUCCEEDED, value)
     without_our_frames(error)
+    if isinstance(error, Cancelled) and task.cancelled:
+        return Ending(Status.CANCELLED, error=error, reason=why or ASKED)
     if isinstance(error, KeyboardInterrupt):
         return Ending(Status.FAILED, error=error, reraise=error)
     return Ending(Status.FAILED, error=error)

@@ -122,10 +122,10 @@ class BackgroundTasks(StockBackgroundTasks):
         """Start nothing more; those that run beside end with the request, or are waited for."""
         self.drop(OUTSIDE if cancelled else "an earlier task failed, and on_error='raise'")
         for task in self._beside():
-            if cancelled and task.lists == 1:
-                task.runner.cancel(task, OUTSIDE)
-            else:
+            if not cancelled:
                 await task.wait()
+            elif task.sharers == 1:
+                task.runner.cancel(task, OUTSIDE)
 
     def left(self) -> list[Task[Any]]:
         """The tasks that nobody has called."""
@@ -136,6 +136,8 @@ class BackgroundTasks(StockBackgroundTasks):
         """End the tasks that nobody has called, because of `reason`."""
         for task in self.left():
             task.runner.drop(task, reason)
+            if not task.claimed:  # another request shares it; this one gives it up only once
+                self.tasks.remove(task)
 
     def __del__(self) -> None:
         """Report what was added and never called. Without the middleware only this notices."""
@@ -175,13 +177,16 @@ class BackgroundTasks(StockBackgroundTasks):
 
     def be_listed(self, entrance: Entrance) -> None:
         """Have tasks that nobody called yet be found by their id."""
+        before = self._listed_at
+        if before is not None and before is not entrance:
+            before.lists.pop(id(self), None)
         entrance.lists[id(self)] = ref(self)
         self._listed_at = entrance
 
     def _is_elsewhere(self, task: Task[Any]) -> bool:
         """Note what a special task needs; true when it is not for this list to call."""
         plan = task.plan
-        if task.lists > 1:  # it was given in place of a new one
+        if task.unique is not None and self._shares(task):
             self._any_beside = True
             return task.claimed or task in self.tasks
         behind = plan.detached and not plan.concurrent and plan.delay is None
@@ -190,6 +195,16 @@ class BackgroundTasks(StockBackgroundTasks):
         if behind:
             task.follows, self._last_detached = self._last_detached, task
         return self._at_once and plan.detached and task.runner.start_now(task)
+
+    def _shares(self, task: Task[Any]) -> bool:
+        """False for a unique task that is in no list yet."""
+        assert self._listed_at is not None, "only an entrance gives a task its key"
+        uniques = self._listed_at.uniques
+        if uniques.is_new(task):
+            return False
+        if task in self.tasks:  # which gives it up only once
+            uniques.leave(task)
+        return True
 
     def _adopt(self, stock: BackgroundTask) -> Task[Any]:
         """In the list, too: whoever looks for what was not called must not find it there."""

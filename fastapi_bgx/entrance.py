@@ -18,6 +18,7 @@ from starlette.background import BackgroundTask
 from fastapi_bgx.calls import arguments_by_name, check_call
 from fastapi_bgx.errors import BacklogFull, Draining
 from fastapi_bgx.events import Publisher, TaskJoined, TaskQueued, TaskRejected
+from fastapi_bgx.history import History
 from fastapi_bgx.options import Particulars, TaskOptions
 from fastapi_bgx.plan import Plan, Planner
 from fastapi_bgx.processes import pack_call
@@ -30,9 +31,10 @@ RETRY_AFTER_SECONDS = 5.0
 
 
 class Common:
-    """What all runners of a `Bgx` share: the makings of ids that are unique, and one warning."""
+    """What all runners of a `Bgx` share: the makings of unique ids, the history, one warning."""
 
-    def __init__(self) -> None:
+    def __init__(self, history: int) -> None:
+        self.history: History = History(history)
         self.prefix: str = f"{uuid.uuid4().hex[:12]}-"
         self.process: int = os.getpid()
         self.number: Callable[[], int] = itertools.count(1).__next__

@@ -20,7 +20,6 @@ from fastapi_bgx.attempt import (
     Workplace,
     judge,
     timed_out,
-    without_our_frames,
 )
 from fastapi_bgx.backends import Waiter
 from fastapi_bgx.driving import awaiting, discard, drive, resume
@@ -84,7 +83,7 @@ async def on_loop(task: Task[Any], place: Workplace) -> Ending | None:
     try:
         result = context.run(call_function, task)
     except BaseException as error:
-        return judge(None, error)
+        return judge(task, None, error)
     if not inspect.isawaitable(result):  # a sync function that was told to run here
         task.value = result
         return None
@@ -137,14 +136,13 @@ async def in_thread(task: Task[Any], place: Workplace) -> Ending | None:
             return await watched(task, place, drive(awaiting(call.value), task.context))
         call.discard()
         return Ending(Status.CANCELLED, error=outside, reason=OUTSIDE, reraise=outside)
-    # Not `judge`: neither Ctrl-C nor the end of the loop strikes in this thread.
     if call.error is None:
         task.value = call.value
         if outside is not None:
             return Ending(Status.SUCCEEDED, call.value, reraise=outside)
         return None
-    without_our_frames(call.error)
-    return Ending(Status.FAILED, error=call.error, reraise=outside)
+    # Neither Ctrl-C nor the end of the loop strikes in this thread: it raised that itself.
+    return judge(task, None, call.error)._replace(reraise=outside)
 
 
 class StillRunning(Exception):

@@ -3,15 +3,25 @@
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fastapi_bgx.task import Task
 
 MOST_BYTES = 10_000
-"""A larger value (as `sys.getsizeof` has it) is not kept alive by the history."""
+"""A larger value is not kept alive by the history. Counted as `sys.getsizeof` has it, with what is
+in lists, tuples, dictionaries and sets, and without what other objects hold."""
 MOST_FAILED = 100
 """Tasks with errors that it keeps alive: from a traceback hangs whatever its functions held."""
+
+INSIDE: dict[type, Callable[[Any], Iterable[object]]] = {
+    dict: lambda entries: (*entries.keys(), *entries.values()),
+    list: tuple,
+    tuple: tuple,
+    set: tuple,
+    frozenset: tuple,
+}
+"""What there is to look into. Subclasses may run code of their own when they are looked at."""
 
 
 class History:
@@ -30,12 +40,14 @@ class History:
         """A task that is kept here is over: nobody calls its function any more."""
         if self._size:
             task.args, task.named_args = (), None  # type: ignore[assignment]  # as in Task.__init__
+            if task.payload:
+                task.payload = b""
 
     def add(self, task: Task[Any]) -> None:
-        """Keep a task that has ended."""
+        """Keep a task that is about to end, with its value and its error."""
         if not self._size:
             return
-        small = task.value is None or _size(task.value) <= MOST_BYTES
+        small = task.value is None or _is_small(task.value)
         failed = task.error is not None or bool(task.errors)
         self._ended.append(task if small and not failed else weakref.ref(task))
         if failed:
@@ -49,8 +61,20 @@ class History:
                 yield task
 
 
-def _size(value: object) -> int:
+def _is_small(value: object) -> bool:
+    """Look at no more of it than is needed to tell."""
+    left, seen = MOST_BYTES, set[int]()
+    unseen: list[object] = [value]
     try:
-        return sys.getsizeof(value)
-    except Exception:  # of a `__sizeof__` of its own
-        return MOST_BYTES + 1
+        while unseen:
+            each = unseen.pop()
+            if id(each) not in seen:
+                seen.add(id(each))
+                left -= sys.getsizeof(each)
+                if left < 0:
+                    return False
+                inside = INSIDE.get(type(each))
+                unseen += () if inside is None else inside(each)
+    except Exception:  # of a `__sizeof__` of its own, or somebody changes it meanwhile
+        return False
+    return True

@@ -7,7 +7,7 @@ does is in `executors.py`, and shutting down in `drain.py`.
 
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi_bgx.attempt import (
@@ -40,7 +40,6 @@ from fastapi_bgx.events import (
     TaskTimedOut,
 )
 from fastapi_bgx.executors import ENDED, call_async, first_step, go_on, run_attempt
-from fastapi_bgx.history import History
 from fastapi_bgx.limits import (
     Limiter,
     give_back_slots,
@@ -112,7 +111,8 @@ class Runner:
         self._followers = Followers(self)
         self.pauses: Pauses = Pauses(self)
         """The tasks that wait for time to pass."""
-        self._history = History(settings.history)
+        self._history = common.history
+        self._arriving: dict[Task[Any], None] = {}
         self._keeps_all = settings.history > 0 and settings.history_of == "all"
         self._succeeded = 0  # apart from the others: to hash a Status costs 0.2 µs
         self._learn()
@@ -171,9 +171,18 @@ class Runner:
         """Hand a task over without waiting for its request; from any thread."""
         if not self.detaching:
             return False
-        task.claimed = True
-        self.mailbox.post(lambda: self._spawn(task))
+        if task.unique is None:  # else others may be about to start it
+            task.claimed = True
+        self._arriving[task] = None
+        self.mailbox.post(lambda: self._arrive(task))
         return True
+
+    def _arrive(self, task: Task[Any]) -> None:
+        """Go on with what `start_now` began, on the loop's thread."""
+        if task.unique is None or not task.claimed:
+            task.claimed = True
+            self._spawn(task)
+        self._arriving.pop(task, None)
 
     def _goes_aside(self, task: Task[Any]) -> bool:
         """True when the task goes on without the coroutine that starts it."""
@@ -211,9 +220,8 @@ class Runner:
             return
         if task.due is not None and not self.closed and self.pauses.delay(task):
             return
-        before, task.follows = task.follows, None
-        # Not of one that was tried again: who stood behind it then has started, too.
-        if before is not None and not before.done and before.first_started_at is None:
+        before = task.follows = _unfinished_before(task)
+        if before is not None:
             before.followed_by = task
             self.live[task] = self._followers
             return
@@ -284,7 +292,7 @@ class Runner:
         try:
             yielded = first_step(context, steps)
         except BaseException as error:
-            return self._complete(task, limiters, judge(None, error))
+            return self._complete(task, limiters, judge(task, None, error))
         if yielded is not ENDED:
             return self._go_on(task, limiters, go_on(task, self, steps, yielded))
         self._succeed(task, limiters)
@@ -363,12 +371,12 @@ class Runner:
         if waited:
             self.entrance.left += 1
         task.value, task.error = ending.value, ending.error
+        if self._keeps_all or ending.status is not DONE:
+            self._history.add(task)  # before its end: whoever looks for it meanwhile finds it
         task.end(ending.status, self.clock())
         self._totals[ending.status] += 1
         self.live.pop(task, None)
         self._publish_end(task, ending)
-        if self._keeps_all or ending.status is not DONE:
-            self._history.add(task)
         if waited and task not in self.overrunning:
             self._let_go(task)
         self._follow_up(task)
@@ -380,6 +388,8 @@ class Runner:
     def _succeed(self, task: Task[Any], limiters: tuple[Limiter, ...]) -> None:
         """What `_complete` comes down to for a task that just succeeded: 1 µs less."""
         release_slots(limiters)
+        if self._keeps_all:
+            self._keep_success(task)
         task.status = DONE
         task.ended_at = ended = self.clock()
         self._succeeded += 1
@@ -388,14 +398,19 @@ class Runner:
         if self._tells_success:
             self._publisher.publish(TaskSucceeded(task))
         task.context = None  # it leads back to the task: a cycle for the garbage collector
-        if self._keeps_all:
-            self._history.add(task)
         if (
             task.at_end is not None
             or task.followed_by is not None
             or self.when_finished is not None
         ):
             self._follow_up(task)
+
+    def _keep_success(self, task: Task[Any]) -> None:
+        self._history.add(task)
+        if self._tells_success:  # perhaps with its arguments
+            task.when_ended(self._history.forget_arguments)
+        else:
+            self._history.forget_arguments(task)
 
     def _report_blocking(self, task: Task[Any]) -> None:
         """A first step kept the loop from timers that were not even set: tell what is due."""
@@ -416,18 +431,21 @@ class Runner:
             self.when_finished(task)
 
     def _start_follower(self, task: Task[Any]) -> None:
-        follower, task.followed_by, task.follows = task.followed_by, None, None
+        before = task.follows = _unfinished_before(task)
+        follower, task.followed_by = task.followed_by, None
         if follower is not None and not follower.done and not self.closed:  # or the drain ends it
+            follower.follows = before  # this one may have ended while it stood behind another
             self.live.pop(follower, None)
             self._spawn(follower)
 
     def drop(self, task: Task[Any], reason: str) -> None:
         """End a task that was added and will not be called."""
+        if task.claimed:
+            return
         if task.unique is not None and not self.entrance.uniques.leave(task):
             return  # another request asked for it, too
-        if not task.claimed:
-            task.claimed = True
-            self.finish(task, Ending(Status.DROPPED, reason=reason))
+        task.claimed = True
+        self.finish(task, Ending(Status.DROPPED, reason=reason))
 
     def drop_from_any_thread(self, task: Task[Any], reason: str) -> None:
         """The same, from any thread."""
@@ -457,32 +475,36 @@ class Runner:
         return True
 
     def _stop(self, task: Task[Any]) -> None:
-        place = self.live.get(task)
         if task.done:
             return
+        task.cancelled = True
+        place = self.live.get(task)
         if isinstance(place, Watch):
             place.ask()
         elif place is not None:
             place.cancel(task, ASKED)
-        elif task.status is RUNNING:  # its first step is being made, by itself
-            task.cancelled = True
-        else:
+        elif task.status is not RUNNING:  # else its first step is being made, by itself
             task.claimed = True
             self.finish(task, Ending(Status.CANCELLED, reason=ASKED))
 
-    def unfinished(self) -> dict[int, Task[Any]]:
-        """Every task that has not ended, by number; from any thread."""
-        begins = self._workers.begins
-        found: list[Any] = [*self.live, *([] if begins is None else [begins])]
+    def unfinished(self) -> list[Task[Any]]:
+        """Every task that has not ended; some twice, and some that have. From any thread.
+
+        Read in the order in which a task moves on, so that none is missed that moves meanwhile.
+        """
+        found: list[Any] = []
         for reference in list(self.entrance.lists.values()):
             tasks = reference()
-            found += () if tasks is None else tuple(tasks.tasks)
-        ours: list[Task[Any]] = [task for task in found if type(task) is Task]
-        return {task.number: task for task in ours if task.runner is self and not task.done}
-
-    def history(self) -> Iterator[Task[Any]]:
-        """The tasks that have ended and are still known, the newest first; from any thread."""
-        return iter(self._history)
+            for added in () if tasks is None else tuple(tasks.tasks):
+                if type(added) is Task and added.runner is self:
+                    found.append(added)
+        found += self._arriving
+        found += self.live
+        begins = self._workers.begins
+        if begins is not None:
+            found.append(begins)
+        found += self.live
+        return found
 
     def resize(self, name: str, slots: int) -> None:
         """Change the slots of a limiter; what waits and now may start does so at once."""
@@ -590,6 +612,17 @@ class Runner:
         if kind in self._publisher.heard:
             reason = () if kind not in WITH_REASON else (ending.reason,)
             self.publish(kind(task, *reason))
+
+
+def _unfinished_before(task: Task[Any]) -> Task[Any] | None:
+    """The nearest of the tasks before it that goes on: others may have ended where they waited.
+
+    Not one that was tried again: who stood behind it then has started, too.
+    """
+    before = task.follows
+    while before is not None and (before.done or before.first_started_at is not None):
+        before = before.follows
+    return before
 
 
 def _forget_contexts(task: Task[Any]) -> None:

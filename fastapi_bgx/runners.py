@@ -7,9 +7,10 @@ import contextlib
 import os
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextvars import ContextVar, copy_context
 from functools import cache
+from operator import attrgetter
 from typing import Any, Protocol
 
 from fastapi import BackgroundTasks as StockBackgroundTasks
@@ -47,6 +48,9 @@ everyone: "weakref.WeakSet[Runners]" = weakref.WeakSet()
 when_made: "list[Callable[[Runners], None]]" = []
 """Told of each that is made from now on."""
 
+MOST_DIGITS = 20
+"""Nobody has had so many tasks; to read a number of thousands of digits is an error in Python."""
+
 
 class Runners:
     """The runners of one `Bgx`."""
@@ -57,7 +61,7 @@ class Runners:
         self.threads: Threads = Threads()
         self.hooks: FailureHooks = FailureHooks(self.threads)
         self.publisher: Publisher = Publisher([LogListener(settings)])
-        self._common = Common()
+        self._common = Common(settings.history)
         self._unbound_planner = Planner(settings, eager=False)
         self._by_loop: dict[object, tuple[Runner, Drain]] = {}
         self._latest: tuple[object, Runner] | None = None
@@ -174,31 +178,34 @@ class Runners:
         self, status: Collection[Status] | None, name: str | None, since: float | None
     ) -> list[Task[Any]]:
         """The tasks of every loop that are known and fit, the newest first; from any thread."""
-        found: dict[int, Task[Any]] = {}
-        for runner, _ in list(self._by_loop.values()):
-            ended = {task.number: task for task in runner.history()}
-            found |= ended | runner.unfinished()  # one that ended meanwhile is in both, as it is
-        return [
-            found[number]
-            for number in sorted(found, reverse=True)
-            if (status is None or found[number].status in status)
-            and (name is None or found[number].name == name)
-            and (since is None or found[number].added_at >= since)
+        fitting = [
+            task
+            for task in dict.fromkeys(self._known())
+            if (status is None or task.status in status)
+            and (name is None or task.name == name)
+            and (since is None or task.added_at >= since)
         ]
+        return sorted(fitting, key=attrgetter("number"), reverse=True)
 
     def get(self, task_id: str) -> Task[Any] | None:
         """The task with that id, if it is known; from any thread."""
-        prefix, _, number = task_id.rpartition("-")
-        if f"{prefix}-" != self._common.prefix or not number.isdecimal():
+        digits = task_id.removeprefix(self._common.prefix)
+        if digits == task_id or not (digits.isdecimal() and len(digits) < MOST_DIGITS):
             return None
+        number = int(digits)
+        found = (task for task in self._known() if task.number == number)
+        return next((task for task in found if task.id == task_id), None)
+
+    def _known(self) -> Iterator[Task[Any]]:
+        """Every task that lives or is in the history; some twice.
+
+        The history comes last: a task that ends meanwhile is in it by then, if it is kept.
+        """
         for runner, _ in list(self._by_loop.values()):
-            task = runner.unfinished().get(int(number))
-            if task is not None:
-                return task
-            for ended in runner.history():
-                if ended.number == int(number):
-                    return ended
-        return None
+            for task in runner.unfinished():
+                if task.ended_at is None:
+                    yield task
+        yield from self._common.history
 
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""
@@ -209,7 +216,9 @@ class Runners:
             if old.backend.ended():
                 del self._by_loop[token]
         if self._common.process != os.getpid():  # forked since: the other counts on with its prefix
-            self._common = Common()  # pragma: no cover - a forked worker reports no coverage
+            self._common = Common(  # pragma: no cover - a forked worker reports no coverage
+                self.settings.history
+            )
         backend = current_backend()
         runner = Runner(
             self.settings,

@@ -192,7 +192,8 @@ class Task(BackgroundTask, Generic[T]):
     first_started_at: float | None = None  # set once there is a second attempt
     untouched: Context | None = None  # the context as no attempt has changed it
     unique: Any = None
-    lists = 1  # how many requests share it
+    listed = False  # true once it is in a list, of a unique task
+    sharers = 1  # how many calls of `add_task` gave it, less those taken back
     progress_told_at: float | None = None  # when an event told of it last
     progress_elsewhere: Callable[[], Progress | None] | None = None  # of its worker process
     _progress: tuple[int, float, str] | None = None  # with its attempt
@@ -361,6 +362,9 @@ class Task(BackgroundTask, Generic[T]):
         An inline task is started after the response is sent: a route that waits for its own
         inline task waits for ever.
 
+        On the event loop that runs the task; from the thread of a sync route that is
+        `anyio.from_thread.run(task.wait, timeout)`.
+
         Raises:
             TimeoutError: it has not ended by then. The task is not touched.
         """
@@ -368,12 +372,13 @@ class Task(BackgroundTask, Generic[T]):
             ended = anyio.Event()
             callback = self.when_ended(lambda _: ended.set())
             try:
-                with anyio.fail_after(timeout):
+                with anyio.move_on_after(timeout):
                     await ended.wait()
             finally:
                 if self.at_end is not None:
                     self.at_end.remove(callback)
-        assert self.outcome is not None
+        if self.outcome is None:
+            raise TimeoutError(f"after {timeout:g} s {self.name} is {self.status}")
         return self.outcome
 
     def cancel(self) -> bool:

@@ -43,20 +43,31 @@ class Uniques:
         with self._lock:
             known = self._tasks.get(key)
             if known is not None and not known.done:
-                known.lists += 1
+                known.sharers += 1
                 return known, True
-            task = self._tasks[key] = add()
+            task = add()
             task.unique = key
+            task.sharers = 1
             task.when_ended(self._forget)
+            self._tasks[key] = task
             return task, False
 
-    def leave(self, task: Task[Any]) -> bool:
-        """One of the requests that share the task gives it up; true for the last of them."""
+    def is_new(self, task: Task[Any]) -> bool:
+        """True once: for the first of the requests that share the task to put it into its list.
+
+        Which need not be the one whose call made it: they may run in several threads.
+        """
         with self._lock:
-            task.lists -= 1
-            if not task.lists:
+            new, task.listed = not task.listed, True
+            return new
+
+    def leave(self, task: Task[Any]) -> bool:
+        """Take one call of `add_task` back that gave the task; true for the last of them."""
+        with self._lock:
+            task.sharers -= 1
+            if not task.sharers:
                 self._forget(task)  # nobody may join it any more
-            return not task.lists
+            return not task.sharers
 
     def _forget(self, task: Task[Any]) -> None:
         with self._lock:

@@ -82,11 +82,12 @@ class Workers:
         runner, ready, left = self._runner, self._ready, TASKS_BETWEEN_YIELDS
         while ready:
             task = ready.popleft()
-            if runner.live.pop(task, None) is not self:  # cancelled while it stood in the queue
+            if runner.live.get(task) is not self:  # cancelled while it stood in the queue
                 continue
+            self.begins = task  # before it leaves its place: others look for it in both
+            del runner.live[task]
             if ready:  # for when this task has to wait
                 self._start_one()
-            self.begins = task
             rest = runner.begin(task, runner.limiters_of(task))
             if rest is not None:
                 await rest

@@ -198,6 +198,22 @@ async def add(
     return [view.add_task(TASKS[name]).id for _ in range(count)]
 
 
+@app.post("/add-unique/{name}")
+def add_unique(name: str, tasks: Tasks, key: str) -> str:
+    """A sync route: in a thread, beside others."""
+    return tasks.using(detached=True, unique=key).add_task(TASKS[name]).id
+
+
+@app.get("/tasks")
+def found(status: str | None = None) -> dict[str, str]:
+    return {task.id: task.status for task in bgx.find(status=status)}
+
+
+@app.delete("/tasks/{task_id}")
+def cancel(task_id: str) -> bool:
+    return bgx.cancel(task_id)
+
+
 @app.post("/add-sync/{name}")
 def add_sync(name: str, tasks: Tasks) -> str:
     return tasks.add_task(TASKS[name]).id
