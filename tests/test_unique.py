@@ -388,7 +388,7 @@ async def test_with_the_only_request_that_wants_it_it_is_cancelled() -> None:
             group.start_soon(tasks.__call__)
             await until(lambda: task.status == "running")
             group.cancel_scope.cancel()
-        assert task.status == "cancelled"
+        assert (await task.wait(PATIENCE)).status == "cancelled"
         assert kept(bgx) == 0
 
 
