@@ -160,6 +160,7 @@ class Pause:
     def start(self) -> None:
         """Be over once it is due: event loops may call a moment too early."""
         left = self.due - self._runner.clock()
+        self._handle = None  # it leads back here: a cycle for the garbage collector
         if left > 0:
             self._handle = self._runner.timers.call_later(left, self.start)
         else:
@@ -175,6 +176,7 @@ class Pause:
         """End the task where it stands."""
         if self._handle is not None:
             self._handle.cancel()
+            self._handle = None
         ending = Ending(Status.CANCELLED, error=task.error, reason=reason)
         self._runner.finish(task, ending)
 

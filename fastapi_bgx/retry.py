@@ -92,7 +92,7 @@ class Retry(BaseModel):
 
     attempts: Annotated[int, Field(ge=1, strict=False)] = 3
     """How often the function is called at most, the first time included."""
-    on: Annotated[ErrorTypes | ErrorTest, PlainValidator(_error_types_or_test)] = Exception
+    on: Annotated[ErrorTypes | ErrorTest, PlainValidator(_error_types_or_test)] = (Exception,)
     """The errors that are retried: a class, a tuple of classes, or a function that is asked."""
     on_timeout: bool = True
     """True: an attempt that ran into its timeout is retried, too, whatever `on` says."""
