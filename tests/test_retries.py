@@ -14,7 +14,6 @@ import pytest
 import structlog
 from fastapi import BackgroundTasks as StockBackgroundTasks
 from fastapi import FastAPI
-from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from fastapi_bgx import (
@@ -487,7 +486,7 @@ def application(bgx: Bgx, add: Callable[[Any], object]) -> FastAPI:
         """A list into which a task gets past `add_task`."""
         by_hand = StockBackgroundTasks()
         add(by_hand)
-        tasks.tasks.extend(BackgroundTask(task.func) for task in by_hand.tasks)
+        tasks.tasks.extend(by_hand.tasks)
 
     return app
 

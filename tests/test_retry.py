@@ -26,7 +26,12 @@ SECONDS = st.floats(0, 1e6)
 
 def delay(policy: Retry, **changes: Any) -> float | None:
     """What follows a first attempt that failed."""
-    asked = {"attempt": 1, "error": ValueError(), "timed_out": False, "elapsed": 0.0} | changes
+    asked: dict[str, Any] = {
+        "attempt": 1,
+        "error": ValueError(),
+        "timed_out": False,
+        "elapsed": 0.0,
+    } | changes
     return next_delay(policy, **asked)
 
 
@@ -146,7 +151,7 @@ def test_a_timeout_is_tried_again_as_the_policy_says_whatever_errors_are(on_time
 
 
 def test_what_the_function_of_a_policy_raises_is_passed_on() -> None:
-    policy = Retry(on=lambda error: error.args[7])  # type: ignore[arg-type, return-value]
+    policy = Retry(on=lambda error: error.args[7])
     with pytest.raises(IndexError):
         delay(policy)
 

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_bgx import Bgx, Tasks, current_task
+from fastapi_bgx import Bgx, Retry, Tasks, current_task, task_options
 from fastapi_bgx.options import ExecutorName
 
 structlog.configure(
@@ -131,6 +131,31 @@ async def exits() -> None:
     sys.exit("the task wants to end everything")
 
 
+@task_options(retry=Retry(attempts=4, wait_initial=0.02, wait_max=0.2, wait_jitter=0.05))
+async def flaky() -> None:
+    """Fails at its first attempts, some for good: as the number in its id says."""
+    await anyio.sleep(0.002)
+    _fail_at_first()
+
+
+@task_options(retry=Retry(attempts=4, wait_initial=0.02, wait_max=0.2, wait_jitter=0.05))
+def flaky_thread() -> None:
+    time.sleep(0.002)
+    _fail_at_first()
+
+
+@task_options(retry=Retry(wait_initial=60))
+async def patient() -> None:
+    raise ConnectionError
+
+
+def _fail_at_first() -> None:
+    task = current_task()
+    assert task is not None
+    if task.attempt <= int(task.id.rpartition("-")[2]) % 6:
+        raise ConnectionError(f"attempt {task.attempt}")
+
+
 limits: dict[str, int] = {"now": 0, "most": 0}
 lock = threading.Lock()
 
@@ -170,6 +195,9 @@ TASKS = _tasks(
     double,
     exits,
     counted,
+    flaky,
+    flaky_thread,
+    patient,
 )
 
 
