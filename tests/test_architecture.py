@@ -61,6 +61,7 @@ CORE = {
 ADAPTERS = {
     "httpx": "demo",
     "opentelemetry": "telemetry",
+    "prometheus_client": "listeners.prometheus",
     "pyrate_limiter": "rates",
     "trio": "backends._trio",
     "uvicorn": "demo",
