@@ -11,6 +11,8 @@ from tests.conftest import require
 from tests.server.conftest import Serve, Server
 from tests.server.test_workers import add_in_every_worker
 
+# A busy machine may take long to import everything, and uvicorn replaces whoever is silent for 5 s.
+TWO_WORKERS = ("--workers", "2", "--timeout-worker-healthcheck", "60")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
