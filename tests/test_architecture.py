@@ -62,6 +62,7 @@ CORE = {
 ADAPTERS = {
     "httpx": "demo",
     "opentelemetry": "telemetry",
+    "prometheus_client": "listeners.prometheus",
     "pyrate_limiter": "rates",
     "pytest": "pytest_plugin",
     "trio": "backends._trio",
