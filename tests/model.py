@@ -26,8 +26,8 @@ from fastapi import WebSocket
 from starlette.requests import Request
 
 from fastapi_bgx import (
-    BacklogFull,
     BackgroundTasks,
+    BacklogFull,
     Bgx,
     Draining,
     Limit,
@@ -123,37 +123,54 @@ POOL = Threads()
 
 
 class CountedThreads(Threads):
-    """Knows whether every thread has come to where only the test can make it go on."""
+    """Threads that take turns, and are known to be where only the test can make them go on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock_here = threading.Lock()
+        self._changed = threading.Condition()
         self._busy = 0
         self._blocked: Counter[threading.Event] = Counter()
+        self._tickets = itertools.count()
+        self._turn = 0
 
     def submit(self, call: Callable[[], None], report: Callable[[], None] = nothing) -> None:
+        ticket = next(self._tickets)
+
+        def take_turn() -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._turn == ticket)
+            call()
+
         def tell() -> None:
             report()
-            with self._lock_here:
-                self._busy -= 1
+            self._leave(ticket)
 
-        with self._lock_here:
+        with self._changed:
             self._busy += 1
-        POOL.submit(call, tell)
+        POOL.submit(take_turn, tell)
 
     def wait(self, gate: threading.Event) -> None:
         """Wait in a thread, which does not count as busy until somebody opens the gate."""
-        with self._lock_here:
+        with self._changed:
             if gate.is_set():
                 return
-            self._busy -= 1
             self._blocked[gate] += 1
+            self._busy -= 1
+            self._turn += 1
+            self._changed.notify_all()
         gate.wait()
 
     def open(self, gate: threading.Event) -> None:
-        with self._lock_here:
+        with self._changed:
             self._busy += self._blocked.pop(gate, 0)
             gate.set()
+
+    def _leave(self, ticket: int) -> None:
+        with self._changed:
+            self._busy -= 1
+            if self._turn == ticket:
+                self._turn += 1
+                self._changed.notify_all()
 
     @property
     def calm(self) -> bool:
@@ -305,6 +322,12 @@ class World:
 
     async def case(self, visit: Visit, spec: Spec) -> Case:
         return Case(spec, [visit], anyio.Event(), threading.Event())
+
+    def elsewhere(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function in another thread, which the loop does not overtake."""
+        thread = threading.Thread(target=function, args=args)
+        thread.start()
+        thread.join()
 
     def add(self, visit: Visit, case: Case) -> None:
         """Add a task; from any thread."""
@@ -560,7 +583,8 @@ class World:
             assert place.waits, f"{task} got its slots and does not go on"
             assert limiter.taken >= limiter.slots, f"{task} waits, and {limiter.name} is free"
         elif isinstance(place, Followers):
-            assert task.follows is None
+            before = [each for each in self.cases if each.followed_by is task and not each.done]
+            assert len(before) == 1, f"{task} stands behind {before}"
         else:
             assert place is None, (task, place)
             assert not task.claimed, f"{task} is lost"
@@ -674,7 +698,6 @@ class World:
             assert case.task.at_end is None, case.task
             assert case.task.context is None, case.task
             assert case.task.followed_by is None
-            assert case.task.follows is None
 
 
 def _fail(act: str) -> None:
