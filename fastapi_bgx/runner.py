@@ -209,7 +209,10 @@ class Runner:
         task.spawned = True
         if task.done:  # cancelled before it came here
             return
-        if task.due is not None and not self.closed and self.pauses.delay(task):
+        if self.closed:
+            self._cancel_unstarted(task)
+            return
+        if task.due is not None and self.pauses.delay(task):
             return
         before, task.follows = task.follows, None
         # Not of one that was tried again: who stood behind it then has started, too.

@@ -648,7 +648,7 @@ class World:
         if visit.dropped or visit.cancelled or not visit.called:
             return
         inline = [c for c in visit.cases if not c.task.done and not self.runner.outlives(c.task)]
-        own = [case for case in inline if case.requests[0] is visit]
+        own = [case for case in inline if case.requests == [visit]]  # not shared
         assert visit.over <= (not own), f"a request ended before {own}"
         assert visit.over >= (not inline), "a request waits for nothing"
 
