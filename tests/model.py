@@ -603,6 +603,7 @@ class World:
             assert last.ended is not None
             assert following.began >= last.ended
             assert event.delay_s >= 0
+            assert isinstance(event.error, Exception), event
         if case.calls:
             waited = case.calls[0].began - task.added_at
             assert waited >= (spec.options.get("delay") or 0), task
