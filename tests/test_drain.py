@@ -646,9 +646,7 @@ async def test_a_cancellation_of_asyncio_at_the_same_time_is_not_lost() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_detached_task_that_is_reached_after_the_grace_period_is_not_lost() -> (
-    None
-):
+async def test_a_detached_task_that_is_reached_after_the_grace_period_is_not_lost() -> None:
     """The detached one before it still cleans up: nobody would have it follow."""
     release = anyio.Event()
 
