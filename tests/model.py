@@ -448,35 +448,38 @@ class World:
         task = current_task()
         assert task is not None
         act = case.spec.act(task.attempt)
-        if act == "wait":
-            await case.gate.wait()
-        elif act == "yield":
-            await checkpoint()
-        elif act == "sleep":
-            await self.clock.sleep(1)
-        elif act == "swallow":
-            try:
-                await case.gate.wait()
-            except anyio.get_cancelled_exc_class():
-                with anyio.CancelScope(shield=True):
-                    await self.clock.sleep(0.5)
-        elif act == "clean up":
-            try:
-                await case.gate.wait()
-            except anyio.get_cancelled_exc_class():
-                with anyio.CancelScope(shield=True):
-                    await self.clock.sleep(3)
-                raise
-        elif act == "add":
-            assert visit is not None
-            await checkpoint()
-            self.add(visit, await self.case(visit, Spec(("yield",))))
-        elif act == "cancel itself":
-            self.cancel(case)
-            await checkpoint()
-            await case.gate.wait()
+        acts: dict[str, Callable[[], Awaitable[Any]]] = {
+            "wait": case.gate.wait,
+            "yield": checkpoint,
+            "sleep": lambda: self.clock.sleep(1),
+            "swallow": lambda: self._when_cancelled(case, 0.5, swallow=True),
+            "clean up": lambda: self._when_cancelled(case, 3, swallow=False),
+            "add": lambda: self._add_another(visit),
+            "cancel itself": lambda: self._cancel_itself(case),
+        }
+        if act in acts:
+            await acts[act]()
         else:
             _fail(act)
+
+    async def _when_cancelled(self, case: Case, seconds: float, *, swallow: bool) -> None:
+        try:
+            await case.gate.wait()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self.clock.sleep(seconds)
+            if not swallow:
+                raise
+
+    async def _add_another(self, visit: Visit | None) -> None:
+        assert visit is not None
+        await checkpoint()
+        self.add(visit, await self.case(visit, Spec(("yield",))))
+
+    async def _cancel_itself(self, case: Case) -> None:
+        self.cancel(case)
+        await checkpoint()
+        await case.gate.wait()
 
     def _in_thread(self, case: Case) -> Callable[..., Any]:
         def work(key: str) -> Any:
@@ -625,10 +628,10 @@ class World:
             assert last == "returned", (task, last)
         elif status is Status.FAILED:
             assert last not in ("returned", None), (task, last)
-            retry = options.get("retry")
+            retry: Retry | None = options.get("retry")
             tried = 1 if retry is None else retry.attempts
-            covered = last == "Broken"
-            assert disturbed or not covered or len(case.calls) == tried or retry.total_timeout
+            covered, bounded = last == "Broken", retry is not None and retry.total_timeout
+            assert disturbed or not covered or len(case.calls) == tried or bounded
         elif status is Status.TIMED_OUT:
             assert task.ended_at is not None
             assert task.started_at is not None
