@@ -9,7 +9,6 @@ import heapq
 import itertools
 import math
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -52,10 +51,10 @@ from fastapi_bgx.pauses import Pause
 from fastapi_bgx.reports import DrainReport
 from fastapi_bgx.task import Task
 from fastapi_bgx.threads import Threads, nothing
+from tests.supervision import PATIENCE
 
 BY_PRIORITY = True
 """True once limiters look at priorities; False: first come, first served, whatever they are."""
-SHORT = 0.0001
 LONG = 1_000.0
 
 
@@ -122,59 +121,66 @@ class Clock:
 POOL = Threads()
 
 
-class CountedThreads(Threads):
-    """Threads that take turns, and are known to be where only the test can make them go on."""
+class StagedThreads(Threads):
+    """Real threads, one at a time, and only while the loop waits for it: so each run is the same.
+
+    A thread runs until its call ends, or until it comes to a gate that the test opens.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._changed = threading.Condition()
-        self._busy = 0
+        self._running = 0
         self._blocked: Counter[threading.Event] = Counter()
-        self._tickets = itertools.count()
-        self._turn = 0
+        self._submitted = 0
+        self._admitted = 0
 
     def submit(self, call: Callable[[], None], report: Callable[[], None] = nothing) -> None:
-        ticket = next(self._tickets)
+        self._submitted = ticket = self._submitted + 1
 
         def take_turn() -> None:
             with self._changed:
-                self._changed.wait_for(lambda: self._turn == ticket)
+                self._changed.wait_for(lambda: self._admitted >= ticket)
             call()
 
         def tell() -> None:
             report()
-            self._leave(ticket)
+            self._stop()
 
-        with self._changed:
-            self._busy += 1
         POOL.submit(take_turn, tell)
 
+    def step(self) -> bool:
+        """Have the next thread run as far as it can; false when there is none."""
+        if self._admitted == self._submitted:
+            return False
+        with self._changed:
+            self._admitted += 1
+            self._let_run(1)
+        return True
+
     def wait(self, gate: threading.Event) -> None:
-        """Wait in a thread, which does not count as busy until somebody opens the gate."""
+        """Wait in a thread, until somebody opens the gate."""
         with self._changed:
             if gate.is_set():
                 return
             self._blocked[gate] += 1
-            self._busy -= 1
-            self._turn += 1
-            self._changed.notify_all()
+        self._stop()
         gate.wait()
 
     def open(self, gate: threading.Event) -> None:
         with self._changed:
-            self._busy += self._blocked.pop(gate, 0)
             gate.set()
+            self._let_run(self._blocked.pop(gate, 0))
 
-    def _leave(self, ticket: int) -> None:
+    def _let_run(self, threads: int) -> None:
+        self._running += threads
+        self._changed.notify_all()
+        assert self._changed.wait_for(lambda: not self._running, PATIENCE)
+
+    def _stop(self) -> None:
         with self._changed:
-            self._busy -= 1
-            if self._turn == ticket:
-                self._turn += 1
-                self._changed.notify_all()
-
-    @property
-    def calm(self) -> bool:
-        return not self._busy
+            self._running -= 1
+            self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -257,7 +263,7 @@ class World:
 
     def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
-        self.threads = CountedThreads()
+        self.threads = StagedThreads()
         self.slots: dict[str, float] = {
             "a": 1,
             "b": 2,
@@ -412,19 +418,16 @@ class World:
 
     async def settle(self) -> None:
         """Let happen what can happen without time."""
-        while True:
+        await _idle()
+        while self.threads.step():
             await _idle()
-            if self.threads.calm:
-                await _idle()
-                break
-            time.sleep(SHORT)
-        moment = next(self.moments)
+        # In the order in which they came to the queues: that of a dictionary.
         for task, place in list(self.runner.live.items()):
             case = self.cases.get(task)
             if case is not None and isinstance(place, Waiting):
                 case.held = place._held
                 if case.seen_waiting is None or case.seen_waiting[0] != task.attempt:
-                    case.seen_waiting = task.attempt, moment
+                    case.seen_waiting = task.attempt, next(self.moments)
 
     # The functions.
 
@@ -664,7 +667,7 @@ class World:
         for _ in range(10):
             for callback in self.clock.due(self.clock.time + LONG):
                 Context().run(callback)
-                await _idle()
+                await self.settle()
 
     async def finish(self) -> None:
         """Bring everything to its end, and see that nothing is left."""
