@@ -84,6 +84,7 @@ class BackgroundTasks(StockBackgroundTasks):
     async def __call__(self) -> None:
         """Run what was added and not run yet, in the order added."""
         if not self.tasks:
+            self._over = True  # what runs already, beside a WebSocket, may still add to it
             return
         first = self.tasks[0]
         if type(first) is Task and first.done:  # a list of an earlier call is called again

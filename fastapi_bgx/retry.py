@@ -155,8 +155,8 @@ class Retry(BaseModel):
         if timed_out:
             return self.on_timeout
         on: Any = self.on
-        if isinstance(on, tuple):
-            return isinstance(error, cast("tuple[type[BaseException], ...]", on))
+        if isinstance(on, tuple | type):  # the default is a class: nobody validates defaults
+            return isinstance(error, cast("ErrorTypes", on))
         return bool(on(error))
 
 

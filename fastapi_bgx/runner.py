@@ -218,7 +218,10 @@ class Runner:
         task.spawned = True
         if task.done:  # cancelled before it came here
             return
-        if task.due is not None and not self.closed and self.pauses.delay(task):
+        if self.closed:
+            self._cancel_unstarted(task)
+            return
+        if task.due is not None and self.pauses.delay(task):
             return
         before = task.follows = _unfinished_before(task)
         if before is not None:

@@ -643,3 +643,33 @@ async def test_a_cancellation_of_asyncio_at_the_same_time_is_not_lost() -> None:
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
+
+
+@pytest.mark.anyio
+async def test_a_detached_task_that_is_reached_after_the_grace_period_is_not_lost() -> None:
+    """The detached one before it still cleans up: nobody would have it follow."""
+    release = anyio.Event()
+
+    async def cleans_up() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await release.wait()
+
+    async with serving() as bgx:
+        tasks = await tasks_of(bgx)
+        first = tasks.using(detached=True).add_task(cleans_up)
+        tasks.add_task(anyio.sleep_forever)
+        behind = tasks.using(detached=True).add_task(anyio.sleep_forever)
+        async with anyio.create_task_group() as group:
+            group.start_soon(tasks)
+            await until(lambda: bgx.stats().running == 2)
+            group.start_soon(bgx.drain, 0)
+            try:
+                await until(lambda: behind.done)
+                assert not first.done
+            finally:
+                release.set()
+        assert behind.status is Status.CANCELLED
+        assert bgx.stats().waiting == 0

@@ -14,7 +14,9 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi import BackgroundTasks as StockBackgroundTasks
 from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 
 from fastapi_bgx import BackgroundTasks, Bgx, Settings, Status, Task, Tasks, current_task
 from fastapi_bgx.workers import TASKS_BETWEEN_YIELDS
@@ -668,3 +670,24 @@ async def test_threads_that_add_detached_tasks_are_served_by_the_loop() -> None:
         for tasks in requests:
             await tasks()
         await until(lambda: gauge.total == 400)
+
+
+async def test_what_a_task_adds_runs_though_its_websocket_is_over_and_had_nothing_to_call() -> None:
+    release = anyio.Event()
+    async with serving() as bgx:
+        scope: Any = {"type": "websocket"}
+        connection: Any = HTTPConnection(scope)
+        tasks = await bgx(StockBackgroundTasks(), connection)
+        added: list[Task[Any]] = []
+
+        async def adds() -> None:
+            await release.wait()
+            added.append(tasks.add_task(anyio.sleep, 0))
+
+        first = tasks.using(detached=True).add_task(adds)  # started at once, by nobody's call
+        await until(lambda: first.status is Status.RUNNING)
+        await tasks()
+        release.set()
+        await first.wait()
+        with anyio.fail_after(PATIENCE):
+            assert (await added[0].wait()).status is Status.SUCCEEDED
