@@ -65,13 +65,29 @@ options = st.fixed_dictionaries(
         "unique": maybe("u", "v"),
     },
 )
-specs = st.builds(
+anything = st.builds(
     Spec,
     acts=st.lists(st.sampled_from(ACTS + FAILURES), min_size=1, max_size=3).map(tuple),
     thread=st.sampled_from([False, False, True]),
     options=options,
     key=st.sampled_from("xy"),
 )
+at_once = Retry(attempts=2, wait_initial=0.0, wait_jitter=0.0)
+# Chance alone seldom has several tasks meet at one limiter, or a thread outlive its timeout.
+crowded = st.builds(
+    Spec,
+    acts=st.sampled_from([("wait",), ("fail", "wait")]),
+    thread=st.booleans(),
+    options=st.sampled_from(
+        [
+            {"concurrent": True, "limit": "a"},
+            {"concurrent": True, "limit": "b", "retry": at_once},
+            {"concurrent": True, "timeout": 1.0, "retry": at_once},
+        ]
+    ),
+    key=st.just("x"),
+)
+specs = st.one_of(anything, crowded)
 one_of_many = st.integers(0, 1000)
 
 
