@@ -1,7 +1,7 @@
 """The runner: owns every live task of one event loop, from `add_task` to its final event.
 
 The path of a task reads from top to bottom: `entrance.accept`, `start`, `begin`, then `_complete`
-and `finish` in `endings.py`; what was handed over goes through `_spawn` and `workers.py` in between.
+and `finish` in `endings.py`; what was handed over goes through `_spawn` and `workers.py` between.
 What a single call does is in `executors.py`, and shutting down in `drain.py`.
 """
 
