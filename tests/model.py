@@ -218,6 +218,8 @@ class Case:
     gate: anyio.Event
     gate_of_thread: threading.Event
     held_limits: tuple[str, ...] = ()
+    late: bool = False
+    """It was added when its request was over, by a task that outlives it."""
     calls: list[Call] = field(default_factory=list)
     asked: bool = False
     stopped: bool = False
@@ -231,7 +233,7 @@ class Case:
     @property
     def plain(self) -> bool:
         """One after the other, in the coroutine of its request."""
-        return not self.task.plan.special
+        return not self.task.plan.special and not self.late
 
     def __repr__(self) -> str:
         return f"{self.task} of {self.spec}, called {self.calls}, told {self.told}"
@@ -352,7 +354,7 @@ class World:
             return
         known = self.cases.get(task)
         if known is None:
-            case.task = task
+            case.task, case.late = task, visit.over
             case.events = self.events.setdefault(task, [])
             self.cases[task] = case
         else:
