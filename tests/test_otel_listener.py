@@ -176,6 +176,19 @@ async def test_the_span_of_a_task_without_a_request_has_no_parent(telemetry: Tel
     assert telemetry.inside == [ids(telemetry.span())]
 
 
+async def test_all_attempts_without_a_request_are_in_one_trace(telemetry: Telemetry) -> None:
+    tasks = await tasks_of(telemetry.bgx())
+    tasks.using(retry=Retry(attempts=3, **AT_ONCE)).add_task(telemetry.see_and_fail)
+    await tasks()
+    first, second, third = telemetry.spans()
+    assert first.parent is None
+    assert len({ids(span).trace_id for span in (first, second, third)}) == 1
+    assert [linked(span) for span in (second, third)] == [
+        [ids(first).span_id],
+        [ids(second).span_id],
+    ]
+
+
 @NATIVE
 async def test_the_span_of_fastapi_is_kept_and_is_the_parent(telemetry: Telemetry) -> None:
     app = FastAPI(telemetry={"tracer_provider": telemetry.tracers})

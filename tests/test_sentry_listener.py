@@ -57,11 +57,11 @@ def sent() -> Iterator[Events]:
         auto_enabling_integrations=False,
         integrations=[LoggingIntegration(event_level=logging.WARNING), DedupeIntegration()],
     )
-    before = sentry_sdk.get_global_scope().client
-    sentry_sdk.get_global_scope().set_client(client)
+    before = sentry_sdk.Scope.get_global_scope().client
+    sentry_sdk.Scope.get_global_scope().set_client(client)
     with sentry_sdk.isolation_scope():
         yield found
-    sentry_sdk.get_global_scope().set_client(before)
+    sentry_sdk.Scope.get_global_scope().set_client(before)
     client.close()
 
 

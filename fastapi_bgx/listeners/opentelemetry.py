@@ -31,7 +31,15 @@ try:
     from opentelemetry import context as otel
     from opentelemetry import metrics, trace
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
-    from opentelemetry.trace import Link, Span, SpanContext, StatusCode, Tracer, TracerProvider
+    from opentelemetry.trace import (
+        Link,
+        NonRecordingSpan,
+        Span,
+        SpanContext,
+        StatusCode,
+        Tracer,
+        TracerProvider,
+    )
 except ImportError as error:
     raise ImportError(
         "traces and metrics need OpenTelemetry: pip install 'fastapi-bgx[opentelemetry]'"
@@ -139,11 +147,8 @@ class Spans:
         trail = self._trails.get(task)
         if trail is None:
             trail = self._trails[task] = _Trail(None)
-        links = [Link(each) for each in (trail.added, trail.before) if each is not None]
         assert task.context is not None, "a task that has ended runs again"
-        trail.open = task.context.run(
-            _open, self._tracer, f"task {task.name}", _attributes_of(event), links
-        )
+        trail.open = task.context.run(_open, self._tracer, trail, event)
 
     def _retry(self, event: TaskRetrying) -> None:
         trail = self._trails.get(event.task)
@@ -153,10 +158,17 @@ class Spans:
             _end(span, Status.RETRYING, event.error, {"bgx.retry_in_s": event.delay_s})
 
 
-def _open(tracer: Tracer, name: str, attributes: Attributes, links: list[Link]) -> Span:
+def _open(tracer: Tracer, trail: _Trail, event: TaskStarted) -> Span:
     """Open a span below the current one, and make it current for as long as its context lives."""
     here = otel.get_current()
-    span = tracer.start_span(name, here, attributes=attributes, links=links)
+    if trail.before is not None and not trace.get_current_span(here).get_span_context().is_valid:
+        here = trace.set_span_in_context(NonRecordingSpan(trail.before), here)
+    span = tracer.start_span(
+        f"task {event.task.name}",
+        here,
+        attributes=_attributes_of(event),
+        links=[Link(each) for each in (trail.added, trail.before) if each is not None],
+    )
     otel.attach(trace.set_span_in_context(span, here))
     return span
 
