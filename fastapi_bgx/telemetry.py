@@ -3,7 +3,7 @@
 A task runs in the context of its `add_task`, but the span of FastAPI (or of opentelemetry-contrib)
 around it is opened when it is called: without this, that span would not be current inside.
 OpenTelemetry is looked up, not imported: who opens spans has imported it. Spans of our own are
-opened by `listeners/opentelemetry.py`.
+opened by `listeners/opentelemetry`.
 """
 
 import contextlib

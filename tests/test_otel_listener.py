@@ -24,8 +24,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanContext, StatusCode
 
 from fastapi_bgx import Bgx, Limit, Retry, Settings, Tasks
-from fastapi_bgx.listeners import opentelemetry as listener
-from fastapi_bgx.listeners.opentelemetry import instrument
+from fastapi_bgx.listeners.opentelemetry import instrument, measures
+from fastapi_bgx.listeners.opentelemetry.spans import Spans
 from fastapi_bgx.telemetry import carried, carrier_of
 from tests import work
 from tests.asgi import FASTAPI, call
@@ -441,7 +441,7 @@ async def test_a_task_that_had_begun_before_has_no_span(telemetry: Telemetry) ->
 
 async def test_nothing_is_kept_of_a_task_that_has_ended(telemetry: Telemetry) -> None:
     bgx = Bgx(Settings())
-    spans = listener.Spans(telemetry.tracers.get_tracer("test"))
+    spans = Spans(telemetry.tracers.get_tracer("test"))
     bgx.listen(spans)
     with telemetry.request():
         tasks = await tasks_of(bgx)
@@ -567,7 +567,7 @@ async def test_the_buckets_are_seconds(telemetry: Telemetry) -> None:
     await tasks()
     for metric in ("bgx.task.wait_time", "bgx.attempt.duration"):
         (point,) = telemetry.points(metric)
-        assert point.explicit_bounds == listener.BUCKETS
+        assert point.explicit_bounds == measures.BUCKETS
 
 
 async def test_what_goes_on_is_read_when_it_is_collected(telemetry: Telemetry) -> None:
@@ -621,7 +621,7 @@ async def test_two_applications_of_one_process_are_added_up(telemetry: Telemetry
 async def test_too_many_names_are_counted_as_one(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "MOST_NAMES", 2)
+    monkeypatch.setattr(measures, "MOST_NAMES", 2)
     tasks = await tasks_of(telemetry.bgx())
     for name in ("a", "b", "c", "d", "a"):
         tasks.using(name=name).add_task(telemetry.see)
