@@ -5,6 +5,7 @@ lists it.
 """
 
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -27,10 +28,10 @@ try:
     from sentry_sdk.types import Event as SentryEvent
     from sentry_sdk.types import Hint
     from sentry_sdk.utils import event_from_exception
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "reports to Sentry need its SDK: pip install 'fastapi-bgx[sentry]'"
-    ) from error
+    ) from _missing
 
 MECHANISM = "fastapi_bgx"
 """What Sentry is told that caught the error."""
@@ -182,8 +183,8 @@ class Unreported:
 
     def __init__(self, log: LogListener) -> None:
         self._log = log
-        self.hears = log.hears
-        self.changed = log.changed
+        self.hears: Callable[[type[Event]], bool] = log.hears
+        self.changed: Callable[[], bool] = log.changed
 
     def __repr__(self) -> str:
         """The name of the log in the message when it fails."""
