@@ -3,7 +3,7 @@
 A new event is a class here; its `name` is what the log and the settings call it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -260,6 +260,11 @@ class Publisher:
     def add(self, listener: Listener) -> None:
         """Tell one more, after the others."""
         self._listeners = (*self._listeners, listener)
+        self.heard = self._ask()
+
+    def replace(self, by: Callable[[Listener], Listener]) -> None:
+        """Put `by(listener)` in the place of each listener that there is now."""
+        self._listeners = tuple(by(listener) for listener in self._listeners)
         self.heard = self._ask()
 
     def refresh(self) -> None:

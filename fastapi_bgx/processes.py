@@ -14,7 +14,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from contextvars import Context
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,7 @@ from fastapi_bgx.progress import (
     not_a_fraction,
 )
 from fastapi_bgx.task import Task, current, logger_for
+from fastapi_bgx.telemetry import carried, carrier_of
 from fastapi_bgx.timers import Timer, Timers
 
 WARM_SECONDS = 30.0
@@ -50,6 +52,8 @@ class TaskFacts:
     """Seconds until the timeout. Not a moment: the server's clock need not be the worker's."""
     progress_path: str
     """Where it may tell of its progress."""
+    trace: dict[str, str] = field(default_factory=dict[str, str])
+    """The span around it, for `telemetry.carried`."""
 
 
 class WorkerTask:
@@ -173,6 +177,7 @@ async def run_in_worker(task: Task[Any], timers: Timers) -> tuple[Any, BaseExcep
         attempt=task.attempt,
         remaining=task.remaining(),
         progress_path=progress.path,
+        trace=carrier_of(_context(task)),
     )
     task.progress_elsewhere = progress.read
     # A timer that only costs, where nobody hears it.
@@ -200,9 +205,13 @@ async def _in_worker(function: Callable[..., Any], *args: Any) -> Any:
     )
 
 
-def _log_context(task: Task[Any]) -> dict[str, Any]:
+def _context(task: Task[Any]) -> Context:
     assert task.context is not None, "a task that has ended runs again"
-    fields: dict[str, Any] = task.context.run(structlog.contextvars.get_contextvars)
+    return task.context
+
+
+def _log_context(task: Task[Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = _context(task).run(structlog.contextvars.get_contextvars)
     return fields
 
 
@@ -264,7 +273,8 @@ def _work(  # pragma: no cover - in a worker
     task = WorkerTask(facts)
     current.set(task)
     returned, failure = b"", None
-    with _streams() as output, structlog.contextvars.bound_contextvars(**log_context):
+    logged = structlog.contextvars.bound_contextvars(**log_context)
+    with _streams() as output, logged, carried(facts.trace):
         try:
             func, args, kwargs = pickle.loads(payload)  # noqa: S301 - from our own parent
             returned = pickle.dumps(func(*args, **kwargs), pickle.HIGHEST_PROTOCOL)
