@@ -27,10 +27,10 @@ try:
     from sentry_sdk.types import Event as SentryEvent
     from sentry_sdk.types import Hint
     from sentry_sdk.utils import event_from_exception
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "reports to Sentry need its SDK: pip install 'fastapi-bgx[sentry]'"
-    ) from error
+    ) from _missing
 
 MECHANISM = "fastapi_bgx"
 """What Sentry is told that caught the error."""
@@ -182,12 +182,18 @@ class Unreported:
 
     def __init__(self, log: LogListener) -> None:
         self._log = log
-        self.hears = log.hears
-        self.changed = log.changed
 
     def __repr__(self) -> str:
         """The name of the log in the message when it fails."""
         return repr(self._log)
+
+    def hears(self, event: type[Event]) -> bool:
+        """What the log hears."""
+        return self._log.hears(event)
+
+    def changed(self) -> bool:
+        """True when the log may hear something else than before."""
+        return self._log.changed()
 
     def __call__(self, event: Event) -> None:
         """Log one event."""

@@ -11,10 +11,10 @@ from weakref import WeakSet
 
 try:
     from opentelemetry import metrics, trace
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "traces and metrics need OpenTelemetry: pip install 'fastapi-bgx[opentelemetry]'"
-    ) from error
+    ) from _missing
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider

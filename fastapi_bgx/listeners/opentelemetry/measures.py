@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
 
 from fastapi_bgx.events import Event, TaskEnded, TaskRejected, TaskRetrying, TaskStarted
 from fastapi_bgx.listeners.opentelemetry.spans import FAILURES, Attributes
@@ -30,19 +30,19 @@ class Instruments:
         self.watched: WeakSet[Any] = WeakSet()
         """Each `Bgx` whose `stats()` are asked."""
         self._names: set[str] = set()
-        self.ended = meter.create_counter(
+        self.ended: Counter = meter.create_counter(
             "bgx.tasks.ended", "{task}", "Tasks that ended or were refused"
         )
-        self.retries = meter.create_counter(
+        self.retries: Counter = meter.create_counter(
             "bgx.tasks.retries", "{retry}", "Attempts that failed and are followed by another one"
         )
-        self.wait_time = meter.create_histogram(
+        self.wait_time: Histogram = meter.create_histogram(
             "bgx.task.wait_time",
             "s",
             "From add_task to the first attempt",
             explicit_bucket_boundaries_advisory=BUCKETS,
         )
-        self.duration = meter.create_histogram(
+        self.duration: Histogram = meter.create_histogram(
             "bgx.attempt.duration",
             "s",
             "From the start of an attempt to its end",
