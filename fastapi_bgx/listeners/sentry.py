@@ -5,7 +5,6 @@ lists it.
 """
 
 import threading
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -183,12 +182,18 @@ class Unreported:
 
     def __init__(self, log: LogListener) -> None:
         self._log = log
-        self.hears: Callable[[type[Event]], bool] = log.hears
-        self.changed: Callable[[], bool] = log.changed
 
     def __repr__(self) -> str:
         """The name of the log in the message when it fails."""
         return repr(self._log)
+
+    def hears(self, event: type[Event]) -> bool:
+        """What the log hears."""
+        return self._log.hears(event)
+
+    def changed(self) -> bool:
+        """True when the log may hear something else than before."""
+        return self._log.changed()
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
