@@ -106,9 +106,9 @@ class Pauses:
 
     def thread_ended(self, task: Task[Any]) -> None:
         """A thread that its attempt had to leave has ended: the next one need not wait for it."""
-        place = self._runner.live.get(task)
-        if isinstance(place, Pause):
-            place.thread_ended()
+        place = self._runner.live[task]
+        assert isinstance(place, Pause), "it waits for this"
+        place.thread_ended()
 
     def _begin(self, task: Task[Any], due: float) -> "Pause":
         pause = Pause(self._runner, task, due)
@@ -119,10 +119,9 @@ class Pauses:
     def _delay_after(self, task: Task[Any], ending: Ending, error: BaseException) -> float | None:
         """Seconds until the next attempt; `None` when the task is finished."""
         policy, begun = task.plan.retry, task.begun_at
-        interrupted = task.cancelled or ending.outside or ending.reraise is not None
-        if policy is None or begun is None or interrupted or self._runner.closed:
-            return None
-        if ending.status not in FAILURES:
+        own = not (task.cancelled or ending.outside or ending.reraise is not None)
+        failed = own and ending.status in FAILURES
+        if policy is None or begun is None or not failed or self._runner.closed:
             return None
         try:
             return next_delay(

@@ -60,9 +60,9 @@ class WorkerTask:
     """The running task, seen from inside its worker process."""
 
     def __init__(self, facts: TaskFacts) -> None:
-        self.id = facts.id
-        self.name = facts.name
-        self.attempt = facts.attempt
+        self.id: str = facts.id
+        self.name: str = facts.name
+        self.attempt: int = facts.attempt
         self.cancelled: bool = False
         left = facts.remaining
         self._deadline = None if left is None else time.monotonic() + left

@@ -59,7 +59,7 @@ class Runner(Endings):
         self.prefix: str = common.prefix
         self.detaching = False
         """True while a lifespan is active: detached tasks may outlive their request."""
-        self.closed = False
+        self.closed: bool = False
         self.when_drained: Callable[[], None] | None = None
         """Told at the end of the drain."""
         self._planner = Planner(settings, eager=backend.eager, timers=self.timers)
@@ -70,7 +70,7 @@ class Runner(Endings):
         self._workers = Workers(self)
         self._take = self._workers.take
         self._followers = Followers(self)
-        self.pauses = Pauses(self)
+        self.pauses: Pauses = Pauses(self)
         self._arriving: dict[Task[Any], None] = {}
         self._learn()
 

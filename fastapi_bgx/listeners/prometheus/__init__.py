@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary, WeakSet
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, values
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "metrics need prometheus-client: pip install 'fastapi-bgx[prometheus]'"
-    ) from error
+    ) from _missing
 
 from fastapi_bgx.events import (
     Event,
