@@ -144,7 +144,9 @@ class Runner(Endings):
     def _goes_aside(self, task: Task[Any]) -> bool:
         """True when the task goes on without the coroutine that starts it."""
         plan = task.plan
-        if plan.concurrent or (plan.detached and self._may_detach()):
+        # A task that several requests share is not to end with the one that happens to call it.
+        beside = plan.concurrent or task.sharers > 1
+        if beside or (plan.detached and self._may_detach()):
             self._spawn(task)
             return True
         if self.closed or not self.pauses.delay(task):

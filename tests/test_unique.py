@@ -392,6 +392,35 @@ async def test_with_the_only_request_that_wants_it_it_is_cancelled() -> None:
         assert kept(bgx) == 0
 
 
+async def test_an_inline_task_that_two_requests_share_ends_before_both_and_with_neither() -> None:
+    """Whichever of them happens to call it: its request may be cancelled, the other's waits."""
+    gate = anyio.Event()
+    async with serving() as bgx:
+        first, second = await tasks_of(bgx), await tasks_of(bgx)
+        task = first.using(unique="k").add_task(gate.wait)
+        assert second.using(unique="k").add_task(gate.wait) is task
+        async with anyio.create_task_group() as group:
+            scope, ended = anyio.CancelScope(), anyio.Event()
+
+            async def call_second() -> None:
+                with scope:
+                    await second()
+
+            async def call_first() -> None:
+                await first()
+                ended.set()
+
+            group.start_soon(call_second)
+            await until(lambda: task.status == "running")
+            group.start_soon(call_first)
+            scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert (task.status, ended.is_set()) == ("running", False)
+            gate.set()
+        assert ended.is_set()
+        assert task.status == "succeeded"
+
+
 async def test_siblings_run_in_their_order_around_a_task_that_is_shared() -> None:
     ran: list[str] = []
 
