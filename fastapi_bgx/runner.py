@@ -191,9 +191,6 @@ class Runner(Endings):
 
     def admit(self, task: Task[Any]) -> None:
         """Have a task run in a worker, once it has its slots."""
-        if self.closed:
-            self._cancel_unstarted(task)
-            return
         limiters = self.limiters_of(task)
         if take_slots(limiters):
             self._take(task)

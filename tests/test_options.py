@@ -216,6 +216,8 @@ def test_an_option_like_no_other_is_refused_with_all_names() -> None:
         ({"timeout": [1]}, "timeout: Input should be a valid number, got [1]"),
         ({"queue_timeout": -1}, "queue_timeout: Input should be greater than 0, got -1"),
         ({"slow_after": -1}, "slow_after: Input should be greater than 0, got -1"),
+        ({"unique": 3}, "unique: Input should be a text that is not empty, or a function"),
+        ({"unique": ""}, "unique: Input should be a text that is not empty, or a function"),
         ({"name": ""}, "name: String should have at least 1 character, got ''"),
         ({"name": 3}, "name: Input should be a valid string, got 3"),
         ({"limit": 3}, "limit: Input should be the name of a limit, or a Limit, got 3"),

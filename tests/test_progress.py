@@ -21,8 +21,8 @@ from fastapi_bgx import (
     Settings,
     Task,
     current_task,
+    endings,
     processes,
-    runner,
 )
 from fastapi_bgx.backends import Backend
 from fastapi_bgx.events import TaskProgressed
@@ -240,7 +240,7 @@ async def test_a_process_tells_while_it_runs(
     tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "PROGRESS_SECONDS", 0.01)
-    monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(endings, "PROGRESS_SECONDS", 0.0)
     gate = tmp_path / "gate"
     with logged() as lines:
         async with serving() as bgx:

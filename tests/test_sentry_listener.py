@@ -96,6 +96,13 @@ def error_of(event: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def crumbs_of(task: Task[Any], event: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was noted of one task: others of the process may have left notes in the same scope."""
+    crumbs: list[dict[str, Any]] = event["breadcrumbs"]["values"]
+    ours = [crumb for crumb in crumbs if crumb["category"] == "task"]
+    return [crumb for crumb in ours if crumb["data"]["task_id"] == task.id]
+
+
 # One event.
 
 
@@ -218,8 +225,7 @@ async def test_what_a_retry_healed_is_no_event_and_leaves_breadcrumbs(sent: Even
     await tasks()
     assert sent == []
     sentry_sdk.capture_message("something else")
-    crumbs = one(sent)["breadcrumbs"]["values"]
-    (crumb,) = [crumb for crumb in crumbs if crumb["category"] == "task"]
+    (crumb,) = crumbs_of(task, one(sent))
     assert crumb["level"] == "warning"
     assert crumb["message"] == "charge, attempt 1: ConnectionError"
     assert crumb["data"] == {
@@ -232,13 +238,12 @@ async def test_what_a_retry_healed_is_no_event_and_leaves_breadcrumbs(sent: Even
 async def test_only_the_last_of_several_failures_is_an_event(sent: Events) -> None:
     to_the_standard_library(structlog.stdlib.render_to_log_kwargs)
     tasks = await tasks_of(reporting())
-    tasks.using(retry=Retry(attempts=3, **AT_ONCE)).add_task(fail)
+    task = tasks.using(retry=Retry(attempts=3, **AT_ONCE)).add_task(fail)
     await tasks()
     event = one(sent)
     assert event["tags"]["attempt"] == 3
     assert event["contexts"]["task"]["earlier_errors"] == ["ConnectionError"] * 2
-    crumbs = event["breadcrumbs"]["values"]
-    assert len([crumb for crumb in crumbs if crumb["category"] == "task"]) == 2
+    assert len(crumbs_of(task, event)) == 2
 
 
 # Issues.

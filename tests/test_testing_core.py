@@ -9,7 +9,7 @@ import anyio
 import pytest
 from fastapi import FastAPI
 
-from fastapi_bgx import Bgx, Retry, Settings, Task, Tasks
+from fastapi_bgx import Bgx, Progress, Retry, Settings, Task, Tasks
 from fastapi_bgx.testing import Captured, Clock, capturing_tasks, owning_clock
 from tests.asgi import client_of
 from tests.supervision import PATIENCE, serving, tasks_of
@@ -138,6 +138,14 @@ def test_captured_tasks_keep_their_delay_and_retry(
         [outcome] = captured.run(backend=anyio_backend)
     assert (outcome.returned, outcome.attempts) == ("done", 2)
     assert outcome.queued_s == pytest.approx(3600)
+
+
+@pytest.mark.anyio
+async def test_nobody_hears_of_the_progress_of_a_captured_task(captured: Captured) -> None:
+    tasks = await tasks_of(Bgx(Settings()))
+    task = tasks.add_task(Failing(0))
+    task.progress(0.5, "by hand")
+    assert captured.added(task.func).last_progress == Progress(0.5, "by hand")
 
 
 def test_a_captured_task_can_be_cancelled(captured: Captured, anyio_backend: str) -> None:

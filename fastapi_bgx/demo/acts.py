@@ -175,9 +175,13 @@ def control(stage: Stage) -> None:
     stage.log("task.cancelled send_reminder")
     status = stage.request("GET", f"/tasks/{task}").json()["status"]
     stage.check(status == "cancelled", "the reminder should be cancelled")
+    stage.request("GET", "/tasks/of-another-server", expect=404)
+    stage.request("POST", "/reminders?email=ada@example.com&seconds=0.2")
+    stage.log("task.delayed send_reminder", "mail.sent", "task.succeeded send_reminder")
     stage.say(
         """using(delay=3600, unique=...) sends it in an hour, and once only: whoever asks again is
-        given the same task. bgx.cancel(id) ended it, and bgx.get(id) knows what became of it."""
+        given the same task. bgx.cancel(id) ended it, and bgx.get(id) knows what became of it. The
+        address was free again: the last reminder was sent."""
     )
 
 

@@ -83,10 +83,10 @@ async def send_sms(number: str) -> None:
 @task_options(detached=True)
 async def import_catalogue(pages: int) -> None:
     task = current_task()
+    assert task is not None
     for page in range(pages):
         await anyio.sleep(0.01)
-        if task is not None:
-            task.progress(page / pages, f"page {page + 1} of {pages}")
+        task.progress(page / pages, f"page {page + 1} of {pages}")
 
 
 async def recount_stock() -> None:
@@ -104,7 +104,8 @@ class PartnerBusy(Exception):
 @task_options(detached=True, retry=Retry(attempts=4, on=(PartnerBusy,), wait_initial=0.2))
 async def notify_partner(order: int) -> None:
     task = current_task()
-    if task is not None and task.attempt < 3:
+    assert task is not None
+    if task.attempt < 3:
         raise PartnerBusy(retry_after=0.2)
     log.info("partner.notified", order=order)
 
