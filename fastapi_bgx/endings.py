@@ -138,11 +138,7 @@ class Endings(ABC):
         if self._tells_success:
             self._publisher.publish(TaskSucceeded(task))
         task.context = None  # it leads back to the task: a cycle for the garbage collector
-        if (
-            task.at_end is not None
-            or task.followed_by is not None
-            or self.when_finished is not None
-        ):
+        if task.at_end is not None or self.when_finished is not None:
             self._follow_up(task)
 
     def _keep_success(self, task: Task[Any]) -> None:

@@ -185,6 +185,7 @@ class Runner(Endings):
         before = task.follows = _unfinished_before(task)
         if before is not None:
             before.followed_by = task
+            before.at_end = before.at_end or []  # who looks at one of them need not look at both
             self.live[task] = self._followers
             return
         self.admit(task)
