@@ -735,3 +735,18 @@ async def test_waiting_goes_on_over_the_attempts() -> None:
         task = tasks.using(detached=True, retry=SOON).add_task(flaky)
         await tasks()
         assert (await task.wait(PATIENCE)).value == "at last"
+
+
+async def test_a_task_that_has_ended_before_the_loop_heard_of_it_stays_as_it_ended() -> None:
+    async with serving() as bgx:
+        tasks = await tasks_of(bgx)
+        task = tasks.add_task(ends_at_once)
+        thread = threading.Thread(target=task.cancel)
+        thread.start()
+        thread.join()  # what it asked for is on its way
+        await tasks()
+        await anyio.wait_all_tasks_blocked()
+    assert task.status == "succeeded"
+
+
+async def ends_at_once() -> None: ...
