@@ -148,7 +148,7 @@ async def assert_named(bgx: Bgx, lines: Lines, gate: Gate, func: Any, **options:
 
 @pytest.mark.parametrize("options", [{}, {"detached": True}], ids=["inline", "detached"])
 @pytest.mark.parametrize(
-    "func",
+    "blocks",
     [
         at_once,
         after_a_wait,
@@ -159,9 +159,9 @@ async def assert_named(bgx: Bgx, lines: Lines, gate: Gate, func: Any, **options:
     ],
 )
 async def test_a_task_that_blocks_the_loop_is_named_while_it_does_so(
-    bgx: Bgx, lines: Lines, gate: Gate, func: Callable[..., Any], options: Any
+    bgx: Bgx, lines: Lines, gate: Gate, blocks: Callable[..., Any], options: Any
 ) -> None:
-    await assert_named(bgx, lines, gate, func, **options)
+    await assert_named(bgx, lines, gate, blocks, **options)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -170,9 +170,9 @@ async def test_a_child_of_asyncio_is_its_tasks(bgx: Bgx, lines: Lines, gate: Gat
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
-@pytest.mark.parametrize("func", [at_once, after_a_wait, in_a_child, in_a_gathered_child])
-async def test_uvloop(bgx: Bgx, lines: Lines, gate: Gate, func: Callable[..., Any]) -> None:
-    await assert_named(bgx, lines, gate, func)
+@pytest.mark.parametrize("blocks", [at_once, after_a_wait, in_a_child, in_a_gathered_child])
+async def test_uvloop(bgx: Bgx, lines: Lines, gate: Gate, blocks: Callable[..., Any]) -> None:
+    await assert_named(bgx, lines, gate, blocks)
 
 
 async def test_a_failure_hook_that_blocks_is_its_tasks(bgx: Bgx, lines: Lines, gate: Gate) -> None:
