@@ -179,7 +179,9 @@ class BackgroundTasks(StockBackgroundTasks):
     def be_listed(self, entrance: Entrance) -> None:
         """Have tasks that nobody called yet be found by their id."""
         before = self._listed_at
-        if before is not None and before is not entrance:
+        if before is entrance:
+            return
+        if before is not None:
             before.lists.pop(id(self), None)
         entrance.lists[id(self)] = ref(self)
         self._listed_at = entrance
