@@ -62,6 +62,21 @@ async def test_a_task_that_blocks_the_loop_for_long_is_slow() -> None:
     assert slow["running_s"] >= 0.02
 
 
+async def test_a_task_that_blocks_the_loop_for_long_and_fails_is_slow_too() -> None:
+    async def waits_blocks_and_fails() -> None:
+        await waits_and_blocks()
+        raise LookupError
+
+    tasks = BackgroundTasks()
+    tasks.using(slow_after=0.005).add_task(waits_blocks_and_fails)
+    with structlog.testing.capture_logs() as logs:
+        await tasks()
+    assert [line["event"] for line in logs if line["log_level"] in ("warning", "error")] == [
+        "task.slow",
+        "task.failed",
+    ]
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_task_that_cancels_itself_to_time_out_stops_no_sibling() -> None:
     async def old_timeout() -> None:
