@@ -6,6 +6,7 @@ is captured and logged, and there are timeouts, limits, threads of their own, an
 
 from fastapi_bgx.app import Bgx, Tasks, tasks_of_request
 from fastapi_bgx.background import BackgroundTasks, TasksView
+from fastapi_bgx.console import Console
 from fastapi_bgx.errors import (
     AlreadyInstalled,
     AppAlreadyStarted,
@@ -14,10 +15,16 @@ from fastapi_bgx.errors import (
     Cancelled,
     Draining,
     LimitConflict,
+    NoRequest,
+    NoStatusRoute,
     NotInstalled,
+    NotRetryable,
     NoValue,
+    SecretNeeded,
     SettingsError,
+    StoreUnavailable,
     Unavailable,
+    Unguarded,
     UnknownLimit,
     UnknownOption,
     WrongCall,
@@ -27,7 +34,7 @@ from fastapi_bgx.outcome import Outcome, Progress, Status
 from fastapi_bgx.reports import DrainReport, LimiterStats, Stats, TaskRef
 from fastapi_bgx.retry import Retry
 from fastapi_bgx.settings import Settings
-from fastapi_bgx.task import CurrentTask, Task, current_task
+from fastapi_bgx.task import CurrentTask, Task, current_task, keep_lines
 
 __all__ = [
     "AlreadyInstalled",
@@ -38,32 +45,40 @@ __all__ = [
     "BgxError",
     "CallOptions",
     "Cancelled",
+    "Console",
     "CurrentTask",
     "DrainReport",
     "Draining",
     "Limit",
     "LimitConflict",
     "LimiterStats",
+    "NoRequest",
+    "NoStatusRoute",
     "NoValue",
     "NotInstalled",
+    "NotRetryable",
     "Options",
     "Outcome",
     "Progress",
     "Retry",
+    "SecretNeeded",
     "Settings",
     "SettingsError",
     "Stats",
     "Status",
+    "StoreUnavailable",
     "Task",
     "TaskOptions",
     "TaskRef",
     "Tasks",
     "TasksView",
     "Unavailable",
+    "Unguarded",
     "UnknownLimit",
     "UnknownOption",
     "WrongCall",
     "current_task",
+    "keep_lines",
     "task_options",
     "tasks_of_request",
 ]

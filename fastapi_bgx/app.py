@@ -4,26 +4,37 @@ No `from __future__ import annotations` here: FastAPI up to 0.118 cannot resolve
 a dependency that is an object, when they are strings.
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi import BackgroundTasks as StockBackgroundTasks
-from fastapi import Depends, FastAPI
+from fastapi.params import Depends as Dependency
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from fastapi_bgx.background import BackgroundTasks, upgrade
-from fastapi_bgx.errors import AlreadyInstalled, AppAlreadyStarted, NotInstalled
+from fastapi_bgx.console import Console
+from fastapi_bgx.errors import (
+    AlreadyInstalled,
+    AppAlreadyStarted,
+    NoRequest,
+    NotInstalled,
+)
 from fastapi_bgx.events import Listener
+from fastapi_bgx.held import Held
 from fastapi_bgx.injection import Shortcuts, inject_everywhere, uninjected_routes
 from fastapi_bgx.listeners.hooks import Hook
+from fastapi_bgx.listeners.recorder import Recorder
+from fastapi_bgx.listeners.recorder.redaction import Hook as RedactionHook
 from fastapi_bgx.middleware import SCOPE_KEY, BgxMiddleware, Visit
 from fastapi_bgx.notices import notice
 from fastapi_bgx.options import did_you_mean
 from fastapi_bgx.outcome import Status
+from fastapi_bgx.recording import Recording
 from fastapi_bgx.reports import DrainReport, Stats
 from fastapi_bgx.runners import Runners, serving
 from fastapi_bgx.settings import Settings
@@ -39,13 +50,18 @@ class Bgx:
 
     Raises:
         SettingsError: settings that are wrong.
+        ImportError: `Settings.store` needs a package that is not installed.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Settings = Settings() if settings is None else settings
         self.runners: Runners = Runners(self.settings)
+        self._held = Held(self.runners)
+        if self.settings.retryable:
+            self.runners.publisher.add(self._held)
         self._signals: SignalWatch | None = None
         self._checked: set[int] = set()
+        self._recording = Recording(self.settings, self.runners, self._held)
 
     # Injection.
 
@@ -96,6 +112,7 @@ class Bgx:
         self.start(app)
         grace = None
         try:
+            await self.ready()
             yield
         except anyio.get_cancelled_exc_class():  # the server ends without a shutdown
             grace = 0.0
@@ -114,6 +131,14 @@ class Bgx:
             self._stop_watching()
             self._signals = SignalWatch(self._notice_signal())
             self._signals.start()
+            self._recording.start()
+
+    async def ready(self) -> None:
+        """Wait until the processes that share `Settings.store` know of this one.
+
+        For a second at most, and not at all where there is no such store. Called by the lifespan.
+        """
+        await self._recording.be_heard_of()
 
     async def drain(self, grace: float | None = None) -> DrainReport:
         """Refuse new tasks, wait `grace` seconds for the live ones, cancel the rest, report.
@@ -124,7 +149,110 @@ class Bgx:
         drain = self.runners.drain()
         report = await drain.complete(self.settings.drain_timeout if grace is None else grace)
         self._stop_watching()
+        await self._recording.leave()
         return report
+
+    # Records.
+
+    @property
+    def recorder(self) -> Recorder:
+        """What has the records of the tasks kept; the first time, it begins to do so.
+
+        Tasks that live then are recorded, too, without what they did before.
+        """
+        return self._recording.recorder
+
+    @property
+    def records(self) -> Console:
+        """The records of the tasks, those of other processes too when `Settings.store` is shared.
+
+        To ask about them, to cancel tasks and to run them again. Recording begins when it is first
+        used, in the memory of this process, unless `Settings.store` names a place: then it began
+        with this `Bgx`.
+        """
+        return self._recording.console
+
+    def router(
+        self,
+        *,
+        dependencies: Sequence[Dependency] = (),
+        public: bool = False,
+        dashboard: bool = True,
+        trusted_origins: Collection[str] = (),
+    ) -> APIRouter:
+        """The routes that show tasks, cancel them and run them again, for `app.include_router`.
+
+        Recording begins. Several routers may be made, with other guards.
+
+        Args:
+            dependencies: What lets the right people in: every route stands behind them.
+            public: Without dependencies, so that everybody may do everything.
+            dashboard: With pages for people; without, there is the status API alone.
+            trusted_origins: Whose pages, beside the router's own, may have browsers cancel tasks
+                and run them again, as in `https://ops.example.org`.
+
+        Raises:
+            Unguarded: neither dependencies nor `public`.
+            ValueError: a trusted origin that is not one.
+            ImportError: the dashboard needs the extra `dashboard`.
+        """
+        from fastapi_bgx.dashboard import make_router  # most applications never need it
+
+        return make_router(
+            self.records,
+            dependencies=dependencies,
+            public=public,
+            dashboard=dashboard,
+            trusted_origins=trusted_origins,
+            when_closing=self._when_closing,
+        )
+
+    def status_router(
+        self, *, dependencies: Sequence[Dependency] = (), value: bool = False
+    ) -> APIRouter:
+        """One route, for the users of the application: how far a task is, by its `status_url`.
+
+        The URL is the guard: nobody can make one, and it shows one task, without its function,
+        arguments or error. Recording begins.
+
+        Args:
+            dependencies: What has to let a user in as well.
+            value: Tell what the task returned, too.
+
+        Raises:
+            SecretNeeded: several processes share the store, and `Settings.secret` is `None`.
+        """
+        from fastapi_bgx.dashboard import make_status_router
+
+        return make_status_router(
+            self.records.get, self._recording.tokens(), dependencies=dependencies, value=value
+        )
+
+    def status_url(self, task: Task[Any] | str, request: HTTPConnection | None = None) -> str:
+        """The path under which the status route tells of that task, or of the one with that id.
+
+        Prefixes and `root_path` are in it. It needs to know where the application is: in a route
+        that an installed `Bgx` serves it does, elsewhere pass the request.
+
+        Raises:
+            NoRequest: no request is being served here.
+            NoStatusRoute: the application does not include `status_router()`.
+            SecretNeeded: several processes share the store, and `Settings.secret` is `None`.
+        """
+        from fastapi_bgx.dashboard import status_path
+
+        connection = request or _current_connection()
+        task_id = task if isinstance(task, str) else task.id
+        return status_path(connection, self._recording.tokens().token(task_id))
+
+    def redact(self, hook: RedactionHook) -> RedactionHook:
+        """Ask `hook(task, name, value)` what a record keeps in the place of a value; a decorator.
+
+        It is asked for each argument by its name, for what the function returned (`"return"`), for
+        each message of an error (`"error"`) and for each log line (`"log"`), in a thread of the
+        records. What it gives back is kept, shortened; when it raises, nothing is.
+        """
+        return self._recording.redaction.add(hook)
 
     # Questions.
 
@@ -203,6 +331,24 @@ class Bgx:
         task = self.get(task_id)
         return task is not None and task.cancel()
 
+    def retry(self, task_id: str) -> Task[Any]:
+        """Run a task that has ended without success again: a new task of the same call.
+
+        From any thread. The function, its arguments and the options of `using` are the same ones.
+        It is detached, and not delayed; it sees neither the context variables of the first request
+        nor those of who calls this. Its `retry_of` is `task_id`. What has ended once more can be
+        run again once more, by either id.
+
+        Of this process alone; `Settings.retryable` says how many calls are held. See
+        `bgx.records.retry` for those of other processes.
+
+        Raises:
+            NotRetryable: its call is not held, or it has not ended, or runs again already.
+            BacklogFull: `Settings.max_backlog` tasks wait already.
+            Draining: the process is shutting down.
+        """
+        return self._held.retry(task_id)
+
     # Inside.
 
     def _check_kept(self, statuses: set[Status]) -> None:
@@ -241,6 +387,10 @@ class Bgx:
                 runner.backend.call_soon_threadsafe(lambda: drain.announce(grace))
 
         return noticed
+
+    def _when_closing(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back when the shutdown of this event loop's server begins; gives what undoes it."""
+        return self.runners.drain().when_announced(callback)
 
     def _stop_watching(self) -> None:
         if self._signals is not None:
@@ -290,6 +440,18 @@ async def tasks_of_request(
     if not isinstance(visit, Visit):
         raise NotInstalled
     return visit.supervise(background_tasks, visit.runner)
+
+
+def _current_connection() -> HTTPConnection:
+    """The request or WebSocket that is being served here.
+
+    Raises:
+        NoRequest: there is none.
+    """
+    visit = serving.get(None)
+    if not isinstance(visit, Visit) or visit.scope is None:
+        raise NoRequest
+    return HTTPConnection(visit.scope)
 
 
 if TYPE_CHECKING:

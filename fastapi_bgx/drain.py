@@ -38,8 +38,25 @@ class Drain:
         self._finished: list[TaskRef] = []
         self._cancelled: list[TaskRef] = []
         self._stuck: list[TaskRef] = []
+        self._told: dict[object, Callable[[], None]] = {}
         self.report: DrainReport | None = None
         """The report, once there is one."""
+
+    def when_announced(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back, on this event loop, when it is announced; at once if it was already.
+
+        Whoever would keep the server from ending listens here. Gives what undoes it.
+        """
+        if self._deadline is not None:
+            callback()
+            return _nothing
+        key = object()
+        self._told[key] = callback
+
+        def forget() -> None:
+            self._told.pop(key, None)
+
+        return forget
 
     def announce(self, grace: float) -> None:
         """Begin the grace period, or shorten it. At its end everything live is cancelled."""
@@ -48,6 +65,7 @@ class Drain:
             self._began = now
             self._runner.when_finished = self._note
             self._runner.when_told = self._look_soon
+            self._tell()
         elif self._runner.closed or now + grace >= self._deadline:
             return
         self._deadline = now + grace
@@ -66,6 +84,11 @@ class Drain:
             await waiter.wait()
         assert self.report is not None
         return self.report
+
+    def _tell(self) -> None:
+        while self._told:
+            _, callback = self._told.popitem()
+            callback()
 
     def _note(self, task: Task[Any]) -> None:
         """A task has ended while we drain."""
@@ -140,3 +163,7 @@ class Drain:
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _nothing() -> None:
+    """What there is to undo when it was announced before."""

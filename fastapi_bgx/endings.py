@@ -19,6 +19,7 @@ from fastapi_bgx.events import (
     TaskDropped,
     TaskExpired,
     TaskFailed,
+    TaskLogged,
     TaskOverran,
     TaskProgressed,
     TaskQueued,
@@ -231,6 +232,18 @@ class Endings(ABC):
                 task.progress_told_at = now
                 self.publish(TaskProgressed(task, last.fraction, last.note))
         return True
+
+    def hears_lines(self) -> bool:
+        """True when somebody hears what tasks log."""
+        return TaskLogged in self._publisher.heard
+
+    def logged(self, task: Task[Any], level: str, text: str) -> None:
+        """Publish a line that the task has logged; from any thread."""
+        self.publish(TaskLogged(task, level, text))
+
+    def overruns(self, task: Task[Any]) -> bool:
+        """True when its function still runs though it is over; from any thread."""
+        return task in self.overrunning
 
     def _publish_end(self, task: Task[Any], ending: Ending) -> None:
         kind = EVENT_OF[ending.status]

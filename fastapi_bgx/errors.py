@@ -86,6 +86,69 @@ class SettingsError(BgxError, ValueError):
         super().__init__("fastapi-bgx settings:\n" + "\n".join(f"  {p}" for p in self.problems))
 
 
+class StoreUnavailable(BgxError, RuntimeError):
+    """The store of the records does not answer. Tasks go on without it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the store of the task records does not answer: {why}")
+        self.why = why
+        """What went wrong."""
+
+
+class NotRetryable(BgxError, ValueError):
+    """`bgx.retry` was asked for a task that cannot be run again, or not now."""
+
+    def __init__(self, task_id: str, why: str) -> None:
+        super().__init__(f"task {task_id} cannot be run again: {why}")
+        self.task_id = task_id
+        """The id of the task."""
+        self.why = why
+        """What stands against it."""
+
+
+class Unguarded(BgxError, ValueError):
+    """A router that shows or changes tasks was asked for without a dependency that guards it."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__(
+            f"{call} needs a dependency that lets the right people in, as in "
+            f"{call}(dependencies=[Depends(admin)]); public=True opens it to everybody"
+        )
+        self.call = call
+        """What was called."""
+
+
+class NoStatusRoute(BgxError, RuntimeError):
+    """`bgx.status_url` found no status route in the application that serves the request."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the application has no status route: "
+            'app.include_router(bgx.status_router(), prefix="/status")'
+        )
+
+
+class NoRequest(BgxError, RuntimeError):
+    """`bgx.status_url` was called where no request is being served."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no request is being served here, so nobody knows where the status route is: "
+            "make the URL in the route, or pass status_url(task, request)"
+        )
+
+
+class SecretNeeded(BgxError, ValueError):
+    """Several processes have to know each other's signatures, and have no common secret."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "several processes share the store of the records, so status URLs need a secret that "
+            "all of them know: set BGX_SECRET (Settings.secret), as made by "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
+        )
+
+
 class NotInstalled(BgxError, RuntimeError):
     """`Tasks` was used in an application that has no `Bgx`."""
 

@@ -216,6 +216,17 @@ class TaskSlow(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLogged(TaskEvent):
+    """The task logged a line. Told to listeners alone: it is in the log already."""
+
+    name: ClassVar[EventName] = "task.logged"
+    line_level: str
+    """The level of the line: `debug`, `info`, `warning`, `error` or `critical`."""
+    text: str
+    """What it says, with its fields; at most 2,000 characters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started(Event):
     """The runner of an application started with its lifespan."""
 
@@ -320,6 +331,7 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     TaskOverran,
     TaskSlow,
     TaskBlockedLoop,
+    TaskLogged,
     Started,
     Drained,
 )

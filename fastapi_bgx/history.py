@@ -47,7 +47,7 @@ class History:
         """Keep a task that is about to end, with its value and its error."""
         if not self._size:
             return
-        small = task.value is None or _is_small(task.value)
+        small = task.value is None or is_small(task.value)
         failed = task.error is not None or bool(task.errors)
         self._ended.append(task if small and not failed else weakref.ref(task))
         if failed:
@@ -61,8 +61,8 @@ class History:
                 yield task
 
 
-def _is_small(value: object) -> bool:
-    """Look at no more of it than is needed to tell."""
+def is_small(value: object) -> bool:
+    """True for what takes no more than `MOST_BYTES`; looks at no more of it than tells that."""
     left, seen = MOST_BYTES, set[int]()
     unseen: list[object] = [value]
     try:

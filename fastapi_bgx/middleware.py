@@ -39,6 +39,10 @@ class Supervised(Protocol):
         """The application has started."""
         ...
 
+    async def ready(self) -> None:
+        """Wait a moment for what has to be there before the first request."""
+        ...
+
     async def drain(self, grace: float | None = None) -> DrainReport:
         """The application is about to shut down."""
         ...
@@ -51,13 +55,25 @@ OVER: list[BackgroundTasks] = []
 class Visit:
     """One request or WebSocket connection, seen from outside."""
 
-    __slots__ = ("_before", "_error", "_kind", "_send", "_status", "bgx", "lists", "runner")
+    __slots__ = (
+        "_before",
+        "_error",
+        "_kind",
+        "_send",
+        "_status",
+        "bgx",
+        "lists",
+        "runner",
+        "scope",
+    )
 
-    def __init__(self, bgx: Any, kind: str, send: Send) -> None:
+    def __init__(self, bgx: Any, scope: Scope, send: Send) -> None:
         self.bgx: Any = bgx
         self.runner: Runner = bgx.runners.current()  # a sync route cannot find it in its thread
         self.lists: list[BackgroundTasks] = []
-        self._kind = kind
+        self.scope: Scope | None = scope
+        """The connection; `None` when it is over."""
+        self._kind: str = scope["type"]
         self._send: Send = send
         self._before: BaseException | None = exception()
         self._error = ""
@@ -114,7 +130,7 @@ class Visit:
 
     def leave(self) -> None:
         """Let go of the request: contexts of tasks that outlive it keep the visit itself."""
-        self._send, self._before, self.lists = refuse, None, OVER
+        self._send, self._before, self.lists, self.scope = refuse, None, OVER, None
 
 
 async def refuse(message: Message) -> None:
@@ -141,7 +157,7 @@ class BgxMiddleware:
         if scope["type"] == "lifespan":
             return await self._serve_lifespan(scope, receive, send)
         self._prepare()
-        visit = Visit(self.bgx, scope["type"], send)
+        visit = Visit(self.bgx, scope, send)
         outer = scope.get(SCOPE_KEY)  # a mounted application shares the scope with the one around
         scope[SCOPE_KEY] = visit
         token = serving.set(visit)
@@ -189,6 +205,7 @@ class BgxMiddleware:
         async def start_last(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 self.bgx.start(scope.get("app"))
+                await self.bgx.ready()
             await send(message)
 
         await self.app(scope, drain_first, start_last)

@@ -257,6 +257,10 @@ class Problem(NamedTuple):
     given: Any
 
 
+SECRETS = frozenset({"secret"})
+"""Settings whose values no message repeats."""
+
+
 def problems_of(error: ValidationError) -> Iterator[Problem]:
     """What pydantic refused, in the words of this library."""
     for each in error.errors(include_url=False):
@@ -265,7 +269,7 @@ def problems_of(error: ValidationError) -> Iterator[Problem]:
             message = f"there is no such option; {did_you_mean(path[-1], TaskOptions.model_fields)}"
         else:
             message = each["msg"].removeprefix("Value error, ")
-            message += f", got {each['input']!r}" if path else ""
+            message += f", got {each['input']!r}" if path and path[0] not in SECRETS else ""
         yield Problem(path, message, each["type"], each["input"])
 
 

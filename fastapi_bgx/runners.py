@@ -103,6 +103,18 @@ class Runners:
         runners = [runner for runner, _ in list(self._by_loop.values())]
         return [runner for runner in runners if not runner.backend.ended()]
 
+    @property
+    def process(self) -> str:
+        """The id of this process: what the ids of its tasks begin with, before the dash."""
+        return self._mine().prefix.removesuffix("-")
+
+    def live(self) -> Iterator[Task[Any]]:
+        """Every task that has not ended; some twice. From any thread."""
+        for runner, _ in list(self._by_loop.values()):
+            for task in runner.unfinished():
+                if task.ended_at is None:
+                    yield task
+
     def tell_time_by(self, clock: Clock) -> None:
         """Use another clock from now on; for tests."""
         self.clock = clock
@@ -110,7 +122,7 @@ class Runners:
             runner.tell_time_by(clock)
 
     def join(self, listener: Listener) -> None:
-        """Tell one more listener of the events of every runner; for tests."""
+        """Tell one more listener of the events of every runner, from now on."""
         self.publisher.add(listener)
         self._refresh()
 
@@ -201,24 +213,25 @@ class Runners:
 
         The history comes last: a task that ends meanwhile is in it by then, if it is kept.
         """
-        for runner, _ in list(self._by_loop.values()):
-            for task in runner.unfinished():
-                if task.ended_at is None:
-                    yield task
+        yield from self.live()
         yield from self._common.history
 
     def publish(self, event: Event) -> None:
         """Hand an event to the listeners; never raises."""
         self.publisher.publish(event)
 
-    def _make(self) -> Runner:
-        for token, (old, _) in list(self._by_loop.items()):
-            if old.backend.ended():
-                del self._by_loop[token]
+    def _mine(self) -> Common:
         if self._common.process != os.getpid():  # forked since: the other counts on with its prefix
             self._common = Common(  # pragma: no cover - a forked worker reports no coverage
                 self.settings.history
             )
+        return self._common
+
+    def _make(self) -> Runner:
+        for token, (old, _) in list(self._by_loop.items()):
+            if old.backend.ended():
+                del self._by_loop[token]
+        common = self._mine()
         backend = current_backend()
         runner = Runner(
             self.settings,
@@ -226,7 +239,7 @@ class Runners:
             self.publisher,
             self.hooks,
             self.threads,
-            self._common,
+            common,
             self.clock,
         )
         self._by_loop[backend.token] = runner, Drain(runner)
@@ -290,6 +303,17 @@ class _Unbound:
         """Nothing of it failed."""
 
     def progressed(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: nothing of it runs."""
+        return False
+
+    def hears_lines(self) -> bool:
+        """False: nothing of it runs."""
+        return False
+
+    def logged(self, task: Task[Any], level: str, text: str) -> None:
+        """Nothing of it runs."""
+
+    def overruns(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
         """False: nothing of it runs."""
         return False
 

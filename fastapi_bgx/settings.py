@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -56,6 +57,7 @@ EventName = Literal[
     "task.rejected",
     "task.slow",
     "task.blocked_loop",
+    "task.logged",
     "bgx.started",
     "bgx.drained",
 ]
@@ -65,11 +67,18 @@ PREFIX = "BGX_"
 RESERVED_LIMITS = frozenset({"concurrency", "threads", "processes"})
 NESTED = "__"
 NONE = "none"
+SHORTEST_SECRET = 16
 Slots = Annotated[int, Field(ge=1)]
 if TYPE_CHECKING:
     EventNames = Set[EventName]  # a set is as good as a frozen one: it is copied
 else:
     EventNames = frozenset[EventName]
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < SHORTEST_SECRET:
+        raise ValueError(f"a secret needs at least {SHORTEST_SECRET} characters")
+    return secret
 
 
 class Settings(BaseSettings):
@@ -127,6 +136,9 @@ class Settings(BaseSettings):
     0: none."""
     history_of: Literal["unsuccessful", "all"] = "unsuccessful"
     """Which ended tasks: those that did not succeed, or `all`, which costs 0.4 µs for each task."""
+    retryable: Annotated[int, Field(ge=0)] | None = None
+    """Ended tasks that can be run again by hand, the newest that did not succeed: their arguments
+    are held, unless these are larger than 10 kB. 0: none. `None`: 100, once there are records."""
     drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
     """Seconds that a shutdown waits for live tasks before it cancels them."""
     on_error: Literal["capture", "raise"] = "capture"
@@ -139,6 +151,19 @@ class Settings(BaseSettings):
     """Log the arguments of tasks. They may hold secrets: off."""
     log_events: EventNames = ALL_EVENTS
     """The events that are logged; an empty set: none."""
+    store: Annotated[str, Field(min_length=1)] | None = Field(default=None, repr=False)
+    """Where records of tasks are kept: `memory`, or the URL of a database for SQLAlchemy, as in
+    `sqlite:///tasks.db`. `None`: in memory, once something asks for them."""
+    store_most: Slots | None = None
+    """Records of ended tasks that are kept, the newest. `None`: 10,000 in memory, 100,000 in a
+    database."""
+    store_max_age: Seconds = 7 * 24 * 3600.0
+    """Seconds after the end of a task for which its record is kept."""
+    store_arguments: bool = False
+    """Keep the arguments of tasks in their records. They may hold secrets: off."""
+    secret: Annotated[SecretStr, AfterValidator(_check_secret)] | None = None
+    """Signs the URLs of `bgx.status_url`. `None`: a random one for each process. Processes that
+    share a store of records need the same one."""
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
     """Options by task name; they win over `@task_options`, so that operations need no deploy."""
 

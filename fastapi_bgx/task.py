@@ -2,13 +2,14 @@
 
 from collections.abc import Awaitable, Callable
 from contextvars import Context, ContextVar
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 
 import anyio
 import structlog
 from starlette.background import BackgroundTask
 
 from fastapi_bgx.errors import Cancelled
+from fastapi_bgx.loglines import KeepLines, KeptChain
 from fastapi_bgx.outcome import Outcome, Progress, Status
 from fastapi_bgx.plan import Plan
 from fastapi_bgx.progress import not_a_fraction
@@ -103,6 +104,31 @@ def logger_for(task: CurrentTask) -> Any:
     return structlog.get_logger(task=task.name, task_id=task.id, attempt=task.attempt)
 
 
+def _kept_logger_for(task: "Task[Any]") -> Any:
+    """The same, and its lines are told to whoever keeps them."""
+    chain = KeptChain(lambda: task)
+    return structlog.wrap_logger(None, chain, task=task.name, task_id=task.id, attempt=task.attempt)
+
+
+def _hearing_task() -> "Task[Any] | None":
+    """The task that runs here, if somebody hears its lines; in a worker process nobody does."""
+    here: Any = current.get(None)
+    return here if _is_task(here) and here.runner.hears_lines() else None
+
+
+def _is_task(here: Any) -> "TypeGuard[Task[Any]]":
+    return isinstance(here, Task)
+
+
+keep_lines: KeepLines = KeepLines(_hearing_task)
+"""A processor for the application's structlog: each line that is logged inside of a task is kept in
+the record of the task, as the processors before this one have left it.
+
+Put it before the renderer, which is the last one. The lines of `current_task().log` are kept
+without it. Nothing is kept of the lines of a worker process.
+"""
+
+
 class Supervisor(Protocol):
     """What a task needs from its runner."""
 
@@ -159,6 +185,18 @@ class Supervisor(Protocol):
         """
         ...
 
+    def hears_lines(self) -> bool:
+        """True when somebody hears what tasks log."""
+        ...
+
+    def logged(self, task: "Task[Any]", level: str, text: str) -> None:
+        """Publish a line that the task has logged; from any thread."""
+        ...
+
+    def overruns(self, task: "Task[Any]") -> bool:
+        """True when its function still runs though it is over; from any thread."""
+        ...
+
 
 class Task(BackgroundTask, Generic[T]):
     """One call that was handed over to run in the background.
@@ -172,6 +210,8 @@ class Task(BackgroundTask, Generic[T]):
     """The number of the current call, from 1; 0 before the first."""
     cancelled: bool = False
     """True when the task was asked to stop."""
+    retry_of: str | None = None
+    """The id of the ended task that somebody had run again as this one."""
 
     # Class attributes are the values that most tasks never change: no cost for each instance.
     value: Any = None
@@ -196,8 +236,9 @@ class Task(BackgroundTask, Generic[T]):
     sharers = 1  # how many calls of `add_task` gave it, less those taken back
     progress_told_at: float | None = None  # when an event told of it last
     progress_elsewhere: Callable[[], Progress | None] | None = None  # of its worker process
+    trail: Any = None  # what the recorder has noted of it, which lives as long as the task does
     _progress: tuple[int, float, str] | None = None  # with its attempt
-    _log: tuple[int, Any] | None = None  # with its attempt
+    _log: tuple[int, bool, Any] | None = None  # with its attempt, and whether its lines are heard
     _outcome: Outcome[T] | None = None
 
     def __init__(
@@ -313,9 +354,15 @@ class Task(BackgroundTask, Generic[T]):
 
         Its fields are `task`, `task_id` and `attempt`.
         """
-        if self._log is None or self._log[0] != self.attempt:
-            self._log = self.attempt, logger_for(self)
-        return self._log[1]
+        heard = self.runner.hears_lines()
+        if self._log is None or self._log[:2] != (self.attempt, heard):
+            made = _kept_logger_for(self) if heard else logger_for(self)
+            self._log = self.attempt, heard, made
+        return self._log[2]
+
+    def keep_line(self, level: str, text: str) -> None:
+        """Tell of a line that it has logged. For its logger."""
+        self.runner.logged(self, level, text)
 
     @property
     def begun_at(self) -> float | None:

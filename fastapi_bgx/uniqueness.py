@@ -41,9 +41,16 @@ class Uniques:
     def join_or_add(self, key: Key, add: Callable[[], Task[Any]]) -> tuple[Task[Any], bool]:
         """The unfinished task of `key`, and True; without one, what `add` makes, and False."""
         with self._lock:
+            task, known = self.find_or_add(key, add)
+            if known:
+                task.sharers += 1
+            return task, known
+
+    def find_or_add(self, key: Key, add: Callable[[], Task[Any]]) -> tuple[Task[Any], bool]:
+        """The same, for somebody who has no share in a task that there is already."""
+        with self._lock:
             known = self._tasks.get(key)
             if known is not None and not known.done:
-                known.sharers += 1
                 return known, True
             task = add()
             task.unique = key

@@ -38,8 +38,11 @@ MEANINGS = {
     "holds_request": "`true` when the request does not end before the task: it is inline",
     "hook": "the name of the hook",
     "in_thread": "the tasks whose thread still runs, each as name and id (the first 20)",
+    "lasted_s": "seconds for which it did",
     "limit": "the name of the task's limit, if it has one",
+    "line_level": "the level of the line",
     "listener": "the listener that raised",
+    "lost": "records of ended tasks that could not be kept, since the start of the process",
     "mode": "`Settings.mode`",
     "note": "what the task said that it does; empty when it did not say",
     "overran_s": "seconds since the task ended or should have",
@@ -52,11 +55,13 @@ MEANINGS = {
     "(the first 20)",
     "task": "the name of the task",
     "task_id": "the id of the task",
+    "text": "what it says, with its fields",
     "unique": "the key of the task",
 }
 """What each field means."""
 
 NOTICES = {
+    "bgx.command_failed": "Another process asked for something, and doing it raised.",
     "bgx.hook_failed": "A hook of `on_failure` raised, or ran longer than 10 seconds.",
     "bgx.listener_failed": "Telling an event raised; mostly it is the log itself that did.",
     "bgx.no_lifespan": "A detached task ran inline: without a lifespan nothing would wait for it "
@@ -64,7 +69,14 @@ NOTICES = {
     "bgx.no_watchdog": "`loop_block_after` is set, and this Python or system cannot do it.",
     "bgx.not_injected": "Functions ask for this library's `BackgroundTasks` and get FastAPI's own. "
     "Once for each application.",
+    "bgx.record_failed": "Making the record of a task raised: that record is lost.",
+    "bgx.records_lost": "Records are lost though the store answers, as it is too slow for them, or "
+    "the process ends while it does not answer. At most once a minute.",
+    "bgx.redact_failed": "A hook of `redact` raised: what it was asked about is not kept. At most "
+    "once a minute.",
     "bgx.retry_undecided": "A function of a `Retry` raised: the task is not tried again.",
+    "bgx.store_back": "The store of the records answers again.",
+    "bgx.store_unavailable": "The store of the records does not answer. At most once a minute.",
     "bgx.watchdog_failed": "What looks for tasks that block the event loop raised, and stopped.",
 }
 """What is logged beside events, whatever `Settings.log_events` says."""
@@ -137,6 +149,8 @@ def _samples(event: type[Event]) -> Iterator[Event]:
                 "ended": True,
                 "error": ValueError(),
                 "key": "order-42",
+                "line_level": "info",
+                "text": "",
                 "note": "",
                 "stack": "",
                 "mode": "inline",

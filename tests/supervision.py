@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +31,11 @@ async def serving(**settings: Any) -> AsyncIterator[Bgx]:
     finally:
         with anyio.CancelScope(shield=True):
             await bgx.drain(grace=0)
+
+
+def holding(**settings: Any) -> AbstractAsyncContextManager[Bgx]:
+    """The same, and calls of tasks that did not succeed are held."""
+    return serving(retryable=100, **settings)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -26,12 +26,13 @@ LEVELS: list[set[str]] = [
         "retry",
         "signals",
         "telemetry",
+        "tokens",
     },
     {"calls", "options", "outcome", "threads", "timers"},
-    {"progress", "reports", "settings"},
-    {"limits"},
-    {"named"},
-    {"plan"},
+    {"asking", "progress", "records", "reports", "settings"},
+    {"limits", "stores", "texts"},
+    {"console", "loglines", "named"},
+    {"dashboard", "plan"},
     {"task"},
     {"events", "processes"},
     {"attempt", "history", "listeners", "uniqueness"},
@@ -40,8 +41,9 @@ LEVELS: list[set[str]] = [
     {"runner"},
     {"drain"},
     {"runners"},
-    {"background"},
-    {"injection", "middleware"},
+    {"background", "held"},
+    {"control", "injection", "middleware"},
+    {"recording"},
     {"app"},
     {"__init__"},
     {"demo", "testing"},
@@ -62,12 +64,15 @@ CORE = {
 # Every other third-party package, and the modules (or packages) that may import it: one, but for
 # OpenTelemetry, whose current span the core carries on, whoever has opened it.
 ADAPTERS: dict[str, str | tuple[str, ...]] = {
+    "alembic": "stores.sql",
     "httpx": "demo",
+    "jinja2": "dashboard",
     "opentelemetry": ("telemetry", "listeners.opentelemetry"),
-    "prometheus_client": "listeners.prometheus",
+    "prometheus_client": ("listeners.prometheus", "demo"),
     "pyrate_limiter": "rates",
     "pytest": "pytest_plugin",
     "sentry_sdk": "listeners.sentry",
+    "sqlalchemy": "stores.sql",
     "trio": "backends._trio",
     "uvicorn": "demo",
 }
@@ -197,7 +202,9 @@ def assigned_docstrings() -> set[str]:
     for block in chain.from_iterable(map(blocks, MODULES.values())):
         for node, after in pairwise(block):
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found |= {ast.unparse(target) for target in getattr(node, "targets", [])}
+                targets = [node.target] if isinstance(node, ast.AnnAssign) else []
+                targets += getattr(node, "targets", [])
+                found |= {ast.unparse(target) for target in targets}
     return found
 
 

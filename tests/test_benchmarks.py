@@ -13,14 +13,16 @@ from fastapi import BackgroundTasks as StockBackgroundTasks
 
 from fastapi_bgx import BackgroundTasks, Bgx, Settings, Task
 from fastapi_bgx.background import upgrade
-from tests.benchmarks import served, workloads
+from tests.benchmarks import listeners, served, workloads
 from tests.benchmarks.apps import CONTESTANTS, DEPENDS, INSTALL, QUIET_DEPENDS, QUIET_INSTALL
-from tests.benchmarks.contestants import HAND_WRITTEN, NOBODY, STOCK
+from tests.benchmarks.contestants import HAND_WRITTEN, NOBODY, STOCK, opened
 from tests.benchmarks.lacks import LACKS
 from tests.benchmarks.ledger import Gauge, Ledger
-from tests.benchmarks.measure import Effort, Series, measure_steps
-from tests.benchmarks.report import BEGIN, END, PAGE, as_data, render, replaced, update
+from tests.benchmarks.measure import Effort, Series, Unit, measure, measure_steps
+from tests.benchmarks.recording import MEMORY, POSTGRESQL, SQLITE, Recording, recordings
+from tests.benchmarks.report import BEGIN, END, PAGE, TIMES, as_data, render, replaced, update
 from tests.benchmarks.targets import TARGETS, Figures
+from tests.conftest import require
 
 TINY = Effort(rounds=1, block_s=0.0001, quick=True)
 
@@ -58,6 +60,73 @@ def test_what_a_contestant_does_not_do_is_said() -> None:
     assert set(CONTESTANTS) <= set(LACKS)
 
 
+def test_each_listener_is_measured_on_the_loop_and_in_all() -> None:
+    ticks: list[str] = []
+    known = [each for each in listeners.listening() if not isinstance(each, Recording)]
+    found = asyncio.run(listeners.measure_each(known, (2,), 1, TINY, ticks.append))
+    cases = [
+        listeners.SUCCESS + workloads.batch_of(2),
+        listeners.SUCCESS + listeners.CPU + workloads.batch_of(2),
+        listeners.FAILURE + workloads.batch_of(1),
+        listeners.FAILURE + listeners.CPU + workloads.batch_of(1),
+    ]
+    names = [each.name for each in known]
+    assert [(each.case, each.contestant) for each in found] == [
+        (case, name) for case in cases for name in names
+    ]
+    assert all(value > 0 for each in found for value in each.values)
+    assert len(ticks) == measure_steps(2 * len(names), TINY)
+    assert {each.name for each in listeners.listening()} <= set(listeners.DOES)
+
+
+@pytest.mark.parametrize("place", [MEMORY, SQLITE, POSTGRESQL])
+def test_a_measurement_of_records_ends_when_each_task_has_one(place: str) -> None:
+    known = {each.name: each for each in recordings()}
+    require(place in known, "PostgreSQL does not answer on 127.0.0.1:5432")
+    recording = known[place]
+
+    async def record() -> int:
+        async with opened([recording]):
+            await recording.run(workloads.no_op, 50, 2)
+            await recording.settle()
+            return recording.kept(limit=100)
+
+    assert asyncio.run(record()) == 100
+
+
+class Clocks:
+    """In the place of the module `time`: both clocks stand still unless they are told."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def process_time(self) -> float:
+        return self.cpu
+
+
+def test_the_time_of_work_that_was_left_to_a_thread_is_cpu_time_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr("tests.benchmarks.measure.time", clocks)
+
+    async def run(times: int) -> None:
+        clocks.wall += 2 * times
+        clocks.cpu += 1 * times
+
+    async def settle() -> None:
+        clocks.wall += 100
+        clocks.cpu += 4
+
+    unit = Unit(case="wall", cpu_case="cpu", contestant="", run=run, settle=settle, tasks=2)
+    wall, cpu = asyncio.run(measure([unit], TINY, lambda what: None))
+    assert (wall.case, wall.values) == ("wall", (1e6,)), "µs for each of two tasks"
+    assert (cpu.case, cpu.values) == ("cpu", (2.5e6,))
+
+
 # The report.
 
 
@@ -92,6 +161,20 @@ def test_the_tables_say_what_is_not_met_and_that_a_run_was_quick() -> None:
     assert "**not met**: a lean copy" in text
     assert "Not to be cited" in text
     assert LACKS[STOCK] in text
+
+
+def test_listeners_are_held_against_the_task_that_nobody_hears_of() -> None:
+    case = listeners.SUCCESS + workloads.batch_of(10)
+    series = [
+        Series(case=case, contestant=NOBODY, unit="µs", values=(2.0,)),
+        Series(case=case, contestant=listeners.LOG, unit="µs", values=(8.0,)),
+    ]
+    text = render({"listeners": as_data("listeners", series, TINY)})
+    assert "## What each listener costs" in text
+    assert f"8.00: **4.00{TIMES}**" in text
+    assert listeners.NOTE in text
+    assert listeners.DOES[listeners.LOG] in text
+    assert "| listeners |" not in text, "it has no targets"
 
 
 def test_every_target_on_the_page_is_met_or_explained_by_a_full_run() -> None:

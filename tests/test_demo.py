@@ -10,17 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
+from fastapi_bgx import Bgx
 from fastapi_bgx.demo import acts
+from fastapi_bgx.demo import customers as customers_module
 from fastapi_bgx.demo import server as server_module
 from fastapi_bgx.demo import stage as stage_module
 from fastapi_bgx.demo.__main__ import main
-from fastapi_bgx.demo.app import count_primes
+from fastapi_bgx.demo.acts.visibility import dashboard, metrics
+from fastapi_bgx.demo.app import app as shop
+from fastapi_bgx.demo.customers import Customers, Habit, changes_its_mind
+from fastapi_bgx.demo.metrics import add_metrics
 from fastapi_bgx.demo.server import DemoFailed, Server, ServerEnded, free_port
 from fastapi_bgx.demo.stage import Stage, wrapped
+from fastapi_bgx.demo.tasks import count_primes, send_flash_offer
+from fastapi_bgx.outcome import Status
 
 DEMO = ["-m", "fastapi_bgx.demo"]
 
@@ -124,8 +135,12 @@ def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -
         "12. A task has a rate, and an urgent one goes first",
         "13. A task tells how far it is",
         "14. A task blocks the event loop",
-        "15. What bgx.stats() has counted",
-        "16. The server shuts down while tasks run",
+        "15. What failed, and why?",
+        "16. What failed is run again, by hand",
+        "17. Prometheus asks",
+        "18. The dashboard, with tasks in every state",
+        "19. What bgx.stats() has counted",
+        "20. The server shuts down while tasks run",
     ]
 
 
@@ -155,7 +170,12 @@ def test_the_acts_come_in_order_before_the_summary_and_the_shutdown(demo: str) -
         "task.dropped     task=send_receipt",
         "task.succeeded   task=build_export",
         "task.cancelled   task=build_export",
-        "bgx.drained      finished=1 cancelled=['build_export",
+        "card.charged     order=7",
+        '"retry_of": "',
+        "-> 409",
+        'bgx_tasks_total{status="succeeded",task="send_welcome"} 1.0',
+        "> GET /bgx/: cancelled, dropped, expired, failed, queued, rejected, retrying, running, ",
+        "'build_export",
     ],
 )
 def test_the_real_lines_of_the_log_are_shown(demo: str, line: str) -> None:
@@ -174,7 +194,8 @@ def test_what_stock_fastapi_drops_is_not_shown_as_sent(demo: str) -> None:
 def test_tracebacks_show_the_frames_of_the_shop_only(demo: str) -> None:
     frames = [line for line in demo.splitlines() if 'File "' in line]
     assert frames
-    assert all(str(Path("demo", "app.py")) in frame for frame in frames)
+    files = str(Path("demo", "app.py")), str(Path("demo", "tasks.py"))
+    assert [frame for frame in frames if not any(file in frame for file in files)] == []
 
 
 def test_the_lines_for_ones_own_app_work(demo: str) -> None:
@@ -187,8 +208,8 @@ def test_the_lines_for_ones_own_app_work(demo: str) -> None:
 
 def test_what_it_says_to_look_at_exists(demo: str) -> None:
     _, _, rest = demo.partition("Where to look next:")
-    paths = [line.strip() for line in rest.splitlines() if line.startswith("    ")][:3]
-    assert [Path(__file__).parents[1].joinpath(path).exists() for path in paths] == [True] * 3
+    paths = [line.strip() for line in rest.splitlines() if line.startswith("    ")][:4]
+    assert [Path(__file__).parents[1].joinpath(path).exists() for path in paths] == [True] * 4
 
 
 def test_an_act_that_fails_is_the_end_of_the_demo_and_of_its_server(
@@ -255,7 +276,7 @@ def test_without_once_it_serves_until_ctrl_c() -> None:
             client.post(f"{url.removesuffix('/docs')}/orders")
         read_until(process, "task.failed      task=charge_card")
         process.send_signal(signal.SIGINT)
-        read_until(process, "bgx.drained      finished=1 cancelled=['build_export")
+        assert "'build_export" in read_until(process, "bgx.drained")
         assert end(process) == (0, "")
 
 
@@ -274,7 +295,7 @@ def test_a_reader_that_leaves_gets_no_traceback() -> None:
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("package", ["httpx", "uvicorn"])
+@pytest.mark.parametrize("package", ["httpx", "jinja2", "pyrate_limiter", "uvicorn"])
 def test_a_missing_package_says_which_extra_to_install(package: str) -> None:
     script = f"""
 import runpy, sys
@@ -370,3 +391,188 @@ def test_long_lines_of_the_log_are_wrapped_and_colours_take_no_room() -> None:
 
 def test_the_primes_are_right() -> None:
     assert count_primes(30) == 10  # in a worker process this is not seen by coverage
+
+
+def test_the_dashboard_comes_first_and_is_opened_when_asked() -> None:
+    change = """
+    import webbrowser
+    webbrowser.open = lambda url: print("opened", url)
+    acts.ACTS = ()
+    """
+    with started("-c", with_acts(change), "--open", "--port", "0") as process:
+        url = read_until(process, "Open this first").rpartition(" ")[2]
+        assert read_until(process, "opened") == f"opened {url}"
+        assert httpx.get(url, trust_env=False).status_code == 200
+        read_until(process, "or all of it in a browser")
+        process.send_signal(signal.SIGINT)
+        assert end(process) == (0, "")
+
+
+def test_nobody_opens_a_browser_unasked(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(acts, "ACTS", ())
+    monkeypatch.setattr(sys, "argv", ["demo", "--once", "--port", "0"])
+    assert main() == 0
+    assert opened == []
+
+
+def from_address(host: str) -> TestClient:
+    """A client of the shop that sits at that address."""
+
+    async def moved(scope: Scope, receive: Receive, send: Send) -> None:
+        await shop({**scope, "client": (host, 4711)}, receive, send)
+
+    return TestClient(moved)
+
+
+def test_the_dashboard_is_for_this_machine_alone() -> None:
+    paths = ["/bgx/", "/bgx/ui/tasks", "/bgx/tasks", "/bgx/events"]
+    for path in paths:
+        assert from_address("192.0.2.7").get(path).status_code == 403, path
+    assert from_address("127.0.0.1").get("/bgx/").status_code == 200
+
+
+def test_without_prometheus_client_there_are_no_metrics(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    app = FastAPI()
+    add_metrics(app, Bgx())
+    assert TestClient(app).get("/metrics").status_code == 404
+
+
+def test_a_server_without_metrics_is_no_failure(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Stage(server)
+    monkeypatch.setattr(stage, "send", lambda method, path: stage.send_unseen("GET", "/nothing"))
+    metrics(stage)
+    assert "-> 404 (prometheus-client is not installed)" in capsys.readouterr().out
+
+
+class Watch:
+    """A clock in the hands of the test."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_customers_come_when_it_is_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[str] = []
+    habits = (Habit(2, lambda _: came.append("often")), Habit(5, lambda _: came.append("rarely")))
+    watch = Watch()
+    monkeypatch.setattr(customers_module, "HABITS", habits)
+    monkeypatch.setattr(customers_module, "time", watch)
+    customers = Customers(Stage(server))
+    for _ in range(10):
+        watch.now += 1
+        customers.come_in_time()
+    assert (came.count("often"), came.count("rarely")) == (5, 2)
+
+
+def test_customers_who_were_asleep_do_not_come_in_a_crowd(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[str] = []
+    watch = Watch()
+    monkeypatch.setattr(customers_module, "HABITS", (Habit(2, lambda _: came.append("once")),))
+    monkeypatch.setattr(customers_module, "time", watch)
+    customers = Customers(Stage(server))
+    watch.now += 3600  # the lid of the laptop was closed
+    customers.come_in_time()
+    customers.come_in_time()
+    assert came == ["once"]
+
+
+def test_customers_who_get_no_answer_do_not_end_the_demo(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[str] = []
+
+    def in_vain(stage: Stage) -> None:
+        came.append("in vain")
+        raise DemoFailed("no answer")
+
+    watch = Watch()
+    monkeypatch.setattr(customers_module, "HABITS", (Habit(2, in_vain),))
+    monkeypatch.setattr(customers_module, "time", watch)
+    customers = Customers(Stage(server))
+    watch.now += 2
+    customers.come_in_time()
+    assert came == ["in vain"]
+
+
+def test_the_terminal_shows_nothing_of_what_customers_do(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(
+        [
+            {"event": "theirs", "request_id": "customer-1"},
+            {"event": "ours", "request_id": "demo-1"},
+            {"event": "theirs", "request_id": "customer-2"},
+            {"event": "last", "request_id": "demo-2"},
+        ]
+    )
+
+    def next_line(timeout: float) -> dict[str, str]:
+        for line in lines:
+            return line
+        raise ServerEnded(0)
+
+    monkeypatch.setattr(server, "next_line", next_line)
+    stage = Stage(server)
+    stage.log("ours")
+    stage.follow()
+    shown = capsys.readouterr().out
+    assert "ours" in shown
+    assert "last" in shown
+    assert "theirs" not in shown
+
+
+def test_customers_whom_a_full_shop_refuses_go_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(method: str, path: str) -> httpx.Response:
+        asked.append(path.partition("?")[0])
+        return httpx.Response(503, json={"detail": "20 tasks are waiting already"})
+
+    stage = Stage(server)
+    monkeypatch.setattr(stage, "send_unseen", refuse)
+    changes_its_mind(stage)
+    assert asked == ["/reminders", "/bgx/tasks/refused/cancel"]
+
+
+def test_a_flash_offer_is_sent_when_there_is_a_slot() -> None:
+    with capture_logs() as logs:
+        anyio.run(send_flash_offer)  # those of the demo always come too late
+    assert [line["event"] for line in logs] == ["mail.sent"]
+
+
+def test_the_overview_is_asked_again_until_it_lists_every_state(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    badges = [f'<a class="badge s-{status}" href="">' for status in Status]
+    badges.append('<script src="./static/app.js?1"></script>')
+    pages = iter([badges[:3], badges])
+    assets: list[str] = []
+
+    def send(method: str, path: str) -> httpx.Response:
+        if path == "/bgx/":
+            return httpx.Response(200, text="".join(next(pages)))
+        assets.append(path)
+        return httpx.Response(200)
+
+    stage = Stage(server)
+    monkeypatch.setattr(customers_module, "HABITS", ())
+    monkeypatch.setattr(stage, "send", send)
+    dashboard(stage)
+    assert not list(pages)
+    assert assets == ["/bgx/static/app.js?1"]
+    assert "cancelled, dropped, expired" in capsys.readouterr().out

@@ -223,6 +223,8 @@ def test_a_task_without_a_loop_can_be_dropped_and_outlives_nothing(
     task = tasks.using(detached=True).add_task(nothing)
     assert not task.runner.start_now(task)
     assert not task.runner.outlives(task)
+    assert not task.runner.overruns(task)
+    assert not task.runner.hears_lines()
     tasks.drop("nobody will call it")
     assert task.status is Status.DROPPED
 

@@ -145,3 +145,34 @@ def test_the_tasks_of_a_websocket_run(existing: Existing) -> None:
         pass
     assert existing.audit == ["a visit", "a chat"]
     assert ended(logs) == ["task.succeeded", "task.succeeded"]
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """The app with a dashboard, loaded anew."""
+    monkeypatch.setenv("ADMIN_PASSWORD", "open sesame")
+    app: FastAPI = runpy.run_path(str(EXAMPLES / "dashboard.py"))["app"]
+    return app
+
+
+def test_the_dashboard_of_the_example_asks_for_its_password(dashboard: FastAPI) -> None:
+    with capture_logs(), TestClient(dashboard) as client:
+        logins = [None, ("ada", "friend"), ("ada", "open sesame")]
+        assert [client.get("/bgx/", auth=login).status_code for login in logins] == [401, 401, 200]
+
+
+def test_the_dashboard_of_the_example_shows_the_attempts_of_a_failed_task(
+    dashboard: FastAPI,
+) -> None:
+    with capture_logs(), TestClient(dashboard) as client:
+        task = client.post("/orders").json()["task"]
+        page = client.get(f"/bgx/ui/tasks/{task}", auth=("ada", "open sesame")).text
+    assert "the bank does not answer about order 7" in page
+    assert "attempt 3 failed" in page
+
+
+def test_a_user_of_the_example_follows_an_export(dashboard: FastAPI) -> None:
+    with capture_logs() as logs, TestClient(dashboard) as client:
+        url = client.post("/exports?pages=3").json()["status"]
+        assert client.get(url).json()["status"] in ("queued", "running", "succeeded")
+    assert ended(logs) == ["task.succeeded"]

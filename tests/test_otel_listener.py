@@ -13,7 +13,7 @@ from weakref import ref
 import anyio
 import pytest
 from fastapi import FastAPI, HTTPException
-from opentelemetry import baggage, propagate, trace
+from opentelemetry import baggage, metrics, propagate, trace
 from opentelemetry import context as otel
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -24,7 +24,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanContext, StatusCode
 
 from fastapi_bgx import Bgx, Limit, Retry, Settings, Tasks
+from fastapi_bgx.events import TaskQueued, TaskRejected, TaskStarted, TaskSucceeded
 from fastapi_bgx.listeners.opentelemetry import instrument, measures
+from fastapi_bgx.listeners.opentelemetry.demand import Demand
 from fastapi_bgx.listeners.opentelemetry.spans import Spans
 from fastapi_bgx.telemetry import carried, carrier_of
 from tests import work
@@ -439,9 +441,26 @@ async def test_a_task_that_had_begun_before_has_no_span(telemetry: Telemetry) ->
     assert all(attributes(span)["bgx.attempt"] == 2 for span in telemetry.spans())
 
 
+async def test_nobody_listens_until_there_is_a_provider(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bgx = Bgx(Settings(log_events=frozenset()))
+    instrument(bgx)
+    await tasks_of(bgx)
+    unheard = {TaskQueued, TaskStarted, TaskSucceeded, TaskRejected}
+    assert not unheard & bgx.runners.publisher.heard.keys()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: telemetry.tracers)
+    await tasks_of(bgx)
+    assert TaskQueued in bgx.runners.publisher.heard, "for the links of spans"
+    assert TaskRejected not in bgx.runners.publisher.heard, "no span has it"
+    monkeypatch.setattr(metrics, "get_meter_provider", lambda: telemetry.meters)
+    await tasks_of(bgx)
+    assert TaskRejected in bgx.runners.publisher.heard
+
+
 async def test_nothing_is_kept_of_a_task_that_has_ended(telemetry: Telemetry) -> None:
     bgx = Bgx(Settings())
-    spans = Spans(telemetry.tracers.get_tracer("test"))
+    spans = Spans(telemetry.tracers.get_tracer("test"), Demand(lambda: telemetry.tracers))
     bgx.listen(spans)
     with telemetry.request():
         tasks = await tasks_of(bgx)

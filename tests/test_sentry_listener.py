@@ -462,7 +462,7 @@ async def test_it_may_come_while_the_application_serves(sent: Events) -> None:
 
 async def test_the_log_says_its_own_name_when_it_fails(sent: Events) -> None:
     bgx = reporting()
-    (log, _) = bgx.runners.publisher._listeners
+    (log, *_) = bgx.runners.publisher._listeners
     assert repr(log) == "log"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from fastapi_bgx import Bgx, Limit, Retry, Settings, SettingsError, TaskOptions
 from fastapi_bgx.options import normal_name
@@ -29,12 +29,18 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "retry": (Retry(attempts=5), '{"attempts": 5}'),
     "history": (7, "7"),
     "history_of": ("all", "all"),
+    "retryable": (7, "7"),
     "drain_timeout": (0.0, "0"),
     "on_error": ("raise", "raise"),
     "on_failed_response": ("run", "run"),
     "check_calls": (False, "false"),
     "log_arguments": (True, "true"),
     "log_events": ({"task.failed", "bgx.drained"}, '["task.failed", "bgx.drained"]'),
+    "store": ("memory", "memory"),
+    "store_most": (7, "7"),
+    "store_max_age": (2.5, "2.5"),
+    "store_arguments": (True, "true"),
+    "secret": (SecretStr("signs the URLs of tasks"), "signs the URLs of tasks"),
     "tasks": ({"send": TaskOptions(timeout=5)}, '{"send": {"timeout": 5}}'),
 }
 each_field = pytest.mark.parametrize("field", FIELDS)

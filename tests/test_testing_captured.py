@@ -101,6 +101,8 @@ def test_a_task_is_captured_and_does_not_run(captured: Captured, anyio_backend: 
     assert captured[0].status == "queued"
     assert len(captured) == 1
     assert sent == []
+    assert not captured[0].runner.overruns(captured[0])
+    assert not captured[0].runner.hears_lines()
 
 
 def test_sync_routes_stock_annotations_and_late_apps_are_captured(

@@ -6,7 +6,7 @@ Run it in this directory with `uvicorn signup:app`.
 import time
 
 import anyio
-from fastapi import BackgroundTasks, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 
 from fastapi_bgx import Bgx, Settings, Tasks, current_task, task_options
 
@@ -64,3 +64,11 @@ async def avatar(tasks: Tasks) -> None:
 async def thumbnails(count: int, tasks: Tasks) -> dict[str, str]:
     task = tasks.using(timeout=0.2, detached=True).add_task(make_thumbnails, count)
     return {"task": task.id}
+
+
+async def from_here(request: Request) -> None:
+    if request.client is None or request.client.host != "127.0.0.1":
+        raise HTTPException(403)
+
+
+app.include_router(bgx.router(dependencies=[Depends(from_here)]), prefix="/bgx")

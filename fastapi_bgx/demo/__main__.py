@@ -5,25 +5,29 @@ It checks what it shows: the exit code is 0 only when everything happened as it 
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import sys
 
 INTERRUPTED = 130
 """What a shell calls the end by Ctrl-C."""
+NEEDED = ("httpx", "jinja2", "pyrate_limiter", "uvicorn")
+"""The packages of the extra `demo`."""
 
 
 def main() -> int:
     """Show the demo; gives the exit code."""
-    try:
-        from fastapi_bgx.demo import acts
-        from fastapi_bgx.demo.server import DemoFailed, Server, free_port
-        from fastapi_bgx.demo.stage import Stage
-    except ModuleNotFoundError as missing:
-        sys.exit(f"The demo needs {missing.name}: pip install 'fastapi-bgx[demo]'")
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            sys.exit(f"The demo needs {package}: pip install 'fastapi-bgx[demo]'")
+    from fastapi_bgx.demo import acts
+    from fastapi_bgx.demo.server import DemoFailed, Server, free_port
+    from fastapi_bgx.demo.stage import Stage
 
     parser = argparse.ArgumentParser(prog="python -m fastapi_bgx.demo", description=__doc__)
     parser.add_argument("--port", type=int, help="default: 8000, or any that is free")
     parser.add_argument("--once", action="store_true", help="end after the acts: for CI")
+    parser.add_argument("--open", action="store_true", help="open the dashboard in a browser")
     options = parser.parse_args()
     try:
         port = free_port(options.port)
@@ -34,6 +38,8 @@ def main() -> int:
         stage = Stage(server)
         try:
             acts.introduce(stage)
+            if options.open:
+                acts.open_dashboard(stage)
             for act in acts.ACTS:
                 act(stage)
             acts.conclude(stage)

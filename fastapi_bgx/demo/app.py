@@ -1,21 +1,22 @@
 """The application of the demo: a small shop with background tasks of every temper.
 
-The library is in three places: `Settings`, `bgx.install(app)`, and options at some of the tasks.
-Everything else is plain FastAPI. It runs under any server: `uvicorn fastapi_bgx.demo.app:app`.
+The library is in four places: `Settings`, `bgx.install(app)`, the routers of the dashboard at the
+end, and options at some of the tasks, which are in `tasks.py`. Everything else is plain FastAPI.
+It runs under any server: `uvicorn fastapi_bgx.demo.app:app`.
 """
 
-import time
 import uuid
 from typing import Annotated, Any
 
-import anyio
 import fastapi
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from starlette.background import BackgroundTask
 
-from fastapi_bgx import Bgx, Retry, Settings, Stats, Tasks, current_task, task_options
+from fastapi_bgx import Bgx, Settings, Stats, Tasks
+from fastapi_bgx.demo import tasks as shop
+from fastapi_bgx.demo.metrics import add_metrics
 
 log: Any = structlog.get_logger("shop")
 
@@ -31,90 +32,6 @@ bgx: Bgx = Bgx(
 )
 
 
-# The tasks: ordinary functions, async or not.
-
-
-async def send_welcome(email: str) -> None:
-    log.info("mail.sent", kind="welcome", to=email)
-
-
-async def send_receipt(order: int) -> None:
-    log.info("mail.sent", kind="receipt", order=order)
-
-
-async def charge_card(order: int) -> None:
-    raise ConnectionError(f"the bank hung up on order {order}")
-
-
-@task_options(timeout=0.5)
-async def push_to_crm() -> None:
-    await anyio.sleep_forever()  # the CRM does not answer
-
-
-@task_options(timeout=0.5)
-def resize_photo() -> None:
-    time.sleep(1.5)  # a thread cannot be stopped from outside
-
-
-@task_options(limit="smtp", concurrent=True)
-async def send_newsletter() -> None:
-    await anyio.sleep(0.2)
-
-
-def make_thumbnail() -> None:
-    time.sleep(1)
-
-
-@task_options(executor="process", timeout=0.5)
-def count_primes(below: int) -> int:
-    return sum(all(n % d for d in range(2, int(n**0.5) + 1)) for n in range(2, below))
-
-
-@task_options(detached=True)
-async def build_export(seconds: float) -> None:
-    await anyio.sleep(seconds)
-
-
-@task_options(limit="sms", concurrent=True)
-async def send_sms(number: str) -> None:
-    log.info("sms.sent", to=number)
-
-
-@task_options(detached=True)
-async def import_catalogue(pages: int) -> None:
-    task = current_task()
-    assert task is not None
-    for page in range(pages):
-        await anyio.sleep(0.01)
-        task.progress(page / pages, f"page {page + 1} of {pages}")
-
-
-async def recount_stock() -> None:
-    time.sleep(0.4)  # noqa: ASYNC251 - what it shows: this blocks the event loop
-
-
-class PartnerBusy(Exception):
-    """What the partner answers when it is asked too often."""
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("503 Service Unavailable")
-        self.retry_after = retry_after
-
-
-@task_options(detached=True, retry=Retry(attempts=4, on=(PartnerBusy,), wait_initial=0.2))
-async def notify_partner(order: int) -> None:
-    task = current_task()
-    assert task is not None
-    if task.attempt < 3:
-        raise PartnerBusy(retry_after=0.2)
-    log.info("partner.notified", order=order)
-
-
-@task_options(detached=True)
-async def send_reminder(email: str) -> None:
-    log.info("mail.sent", kind="reminder", to=email)
-
-
 # The routes that FastAPI's own BackgroundTasks could serve, too: see `stock` at the end.
 
 
@@ -128,15 +45,21 @@ router: APIRouter = APIRouter(dependencies=[Depends(bind_request_id)])
 
 @router.post("/orders")
 async def order(background_tasks: fastapi.BackgroundTasks) -> dict[str, int]:
-    background_tasks.add_task(charge_card, 7)
-    background_tasks.add_task(send_receipt, 7)
+    background_tasks.add_task(shop.charge_card, 7)
+    background_tasks.add_task(shop.send_receipt, 7)
     return {"order": 7}
 
 
 @router.post("/thumbnails")
 async def thumbnail(background_tasks: fastapi.BackgroundTasks) -> dict[str, str]:
-    background_tasks.add_task(make_thumbnail)
+    background_tasks.add_task(shop.make_thumbnail)
     return {"thumbnail": "soon"}
+
+
+@router.post("/bank")
+async def repair_or_break_the_bank(answers: bool) -> dict[str, bool]:
+    shop.Bank.answers = answers
+    return {"answers": answers}
 
 
 @router.get("/hello")
@@ -152,74 +75,85 @@ supervised: APIRouter = APIRouter(dependencies=[Depends(bind_request_id)])
 
 @supervised.post("/signup")
 async def sign_up(email: str, tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(send_welcome, email).id}
+    return {"task": tasks.add_task(shop.send_welcome, email).id}
 
 
 @supervised.post("/contacts")
 async def contact(tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(push_to_crm).id}
+    return {"task": tasks.add_task(shop.push_to_crm).id}
 
 
 @supervised.post("/photos")
-async def photo(tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(resize_photo).id}
+async def photo(tasks: Tasks, seconds: float = 1.5) -> dict[str, str]:
+    return {"task": tasks.add_task(shop.resize_photo, seconds).id}
 
 
 @supervised.post("/primes")
 async def primes(below: int, tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(count_primes, below).id}
+    return {"task": tasks.add_task(shop.count_primes, below).id}
 
 
 @supervised.post("/newsletter")
-async def newsletter(readers: int, tasks: Tasks) -> dict[str, int]:
+async def newsletter(readers: int, tasks: Tasks, seconds: float = 0.2) -> dict[str, int]:
     for _ in range(readers):
-        tasks.add_task(send_newsletter)
+        tasks.add_task(shop.send_newsletter, seconds)
     return {"mails": readers}
+
+
+@supervised.post("/offers")
+async def offer(tasks: Tasks) -> dict[str, str]:
+    return {"task": tasks.add_task(shop.send_flash_offer).id}
 
 
 @supervised.post("/payments")
 async def pay(tasks: Tasks) -> None:
-    tasks.add_task(send_receipt, 8)
+    tasks.add_task(shop.send_receipt, 8)
     raise HTTPException(402, "the card was declined")
 
 
 @supervised.get("/invoice")
 async def invoice(tasks: Tasks) -> PlainTextResponse:
-    tasks.add_task(send_receipt, 9)
+    tasks.add_task(shop.send_receipt, 9)
     return PlainTextResponse("invoice 9", background=BackgroundTask(log.ainfo, "invoice.archived"))
+
+
+@supervised.post("/invoice")
+async def print_invoice(tasks: Tasks) -> dict[str, str]:
+    return {"task": tasks.add_task(shop.print_invoice, 9, {"name": "Ada"}).id}
 
 
 @supervised.post("/exports")
 async def export(seconds: float, tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(build_export, seconds).id}
+    return {"task": tasks.add_task(shop.build_export, seconds).id}
 
 
 @supervised.post("/campaigns")
 async def campaign(tasks: Tasks) -> None:
     for number in ("1001", "1002", "1003", "1004"):
-        tasks.add_task(send_sms, number)
-    tasks.using(priority=10).add_task(send_sms, "the login code")
+        tasks.add_task(shop.send_sms, number)
+    tasks.using(priority=10).add_task(shop.send_sms, "the login code")
 
 
 @supervised.post("/catalogues")
 async def catalogue(pages: int, tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(import_catalogue, pages).id}
+    task = tasks.add_task(shop.import_catalogue, pages)
+    return {"task": task.id, "status": bgx.status_url(task)}
 
 
 @supervised.post("/stocktakes")
 async def stocktake(tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(recount_stock).id}
+    return {"task": tasks.add_task(shop.recount_stock).id}
 
 
 @supervised.post("/shipments")
-async def ship(tasks: Tasks) -> dict[str, str]:
-    return {"task": tasks.add_task(notify_partner, 7).id}
+async def ship(tasks: Tasks, refusals: int = 2, busy: float = 0.2) -> dict[str, str]:
+    return {"task": tasks.add_task(shop.notify_partner, 7, refusals, busy).id}
 
 
 @supervised.post("/reminders")
 async def remind(email: str, seconds: float, tasks: Tasks) -> dict[str, str]:
     reminders = tasks.using(delay=seconds, unique=f"reminder-{email}")
-    return {"task": reminders.add_task(send_reminder, email).id}
+    return {"task": reminders.add_task(shop.send_reminder, email).id}
 
 
 @supervised.get("/tasks/{task_id}")
@@ -242,9 +176,25 @@ async def stats() -> Stats:
     return bgx.stats()
 
 
+# What shows the tasks: to the team, to a customer who has the URL of one task, and to Prometheus.
+
+
+async def from_this_machine(request: Request) -> None:
+    """What lets people see the dashboard, cancel tasks and run them again.
+
+    Who sits here may do so. Your application asks for a login of its own, with a dependency like
+    this one: see docs/how-to/dashboard.md.
+    """
+    if request.client is None or request.client.host not in ("127.0.0.1", "::1"):
+        raise HTTPException(403, "the dashboard is for this machine alone")
+
+
 app: FastAPI = FastAPI(title="A shop on fastapi-bgx")
 app.include_router(router)
 app.include_router(supervised)
+app.include_router(bgx.router(dependencies=[Depends(from_this_machine)]), prefix="/bgx")
+app.include_router(bgx.status_router(), prefix="/imports")
+add_metrics(app, bgx)
 bgx.install(app)
 
 # For comparison: the same routes in an application without the library.

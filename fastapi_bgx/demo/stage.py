@@ -3,6 +3,7 @@
 Whatever does not happen as an act expects it ends the demo with `DemoFailed`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ PATIENCE = 30.0
 """Seconds that anything may take on a slow machine before the demo calls it a failure."""
 MOST_ALIKE = 2
 """Lines about the same thing that are shown; the others are counted."""
-APP = str(Path("demo", "app.py"))
+OWN = tuple(str(Path("demo", name)) for name in ("app.py", "tasks.py"))
+"""The files of the shop, as tracebacks name them."""
+CUSTOMER = "customer-"
+"""How the id begins of a request of which the terminal shows nothing."""
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
@@ -31,6 +36,7 @@ class Stage:
 
     def __init__(self, server: Server) -> None:
         self.url: str = server.url
+        self.dashboard: str = f"{server.url}/bgx/"
         self._server = server
         self._client = httpx.Client(
             base_url=server.url,
@@ -52,9 +58,12 @@ class Stage:
     # What acts do.
 
     def send(self, method: str, path: str) -> httpx.Response:
-        """Send a request with an id of its own, and show nothing."""
-        self._requests += 1
-        return self._ask(method, path, {"X-Request-ID": f"demo-{self._requests}"})
+        """Send a request with an id of its own, and show nothing but what the log says."""
+        return self._ask(method, path, {"X-Request-ID": self._next_id("demo-")})
+
+    def send_unseen(self, method: str, path: str) -> httpx.Response:
+        """Send a request of which not even the log is shown: the dashboard shows its tasks."""
+        return self._ask(method, path, {"X-Request-ID": self._next_id(CUSTOMER)})
 
     def request(self, method: str, path: str, expect: int = 200) -> httpx.Response:
         """Send a request, show it and its answer, and check the answer's status."""
@@ -71,14 +80,25 @@ class Stage:
         self.show(response, remark=f"({seconds * 1000:.0f} ms)")
         return seconds
 
+    def look(self, path: str, *fields: str) -> dict[str, Any]:
+        """Show these fields of a record, or of the first one of a list; gives the record."""
+        response = self.send("GET", path)
+        self.check(response.status_code == 200, f"{path} should have been answered 200")
+        records: list[dict[str, Any]] = response.json().get("records", [response.json()])
+        self.check(records, f"{path} should have found a record")
+        shown = json.dumps({name: records[0][name] for name in fields})
+        self.show(response, text=f"{{..., {shown[1:-1]}, ...}}")
+        return records[0]
+
     def stats(self) -> dict[str, Any]:
         """What `bgx.stats()` says in the server."""
         return dict(self._ask("GET", "/stats", {}).json())
 
-    def log(self, *expected: str) -> dict[str, Line]:
+    def log(self, *expected: str, by_request: bool = True) -> dict[str, Line]:
         """Show the log until each of the expected lines has come, in whatever order.
 
-        A line is expected by its event and task: `"task.failed charge_card"`.
+        A line is expected by its event and task: `"task.failed charge_card"`. Lines of tasks have
+        the id of their request, unless no request has added them.
 
         Returns:
             The lines by that name; of several, the last.
@@ -89,8 +109,11 @@ class Stage:
             line = self._server.next_line(deadline - time.monotonic())
             if line is None:
                 raise DemoFailed(f"the log lacks {', '.join(+missing)}")
+            if is_of_a_customer(line):
+                continue
             name = name_of(line)
-            self.check("task" not in line or "request_id" in line, f"{name} lacks its request_id")
+            lacks = by_request and "task" in line and "request_id" not in line
+            self.check(not lacks, f"{name} lacks its request_id")
             missing[name] -= 1
             seen[name] += 1
             found[name] = line
@@ -101,16 +124,22 @@ class Stage:
                 self._show(f"... and {times - MOST_ALIKE} more: {name}")
         return found
 
-    def follow(self, seconds: float = float("inf")) -> int:
-        """Show the log until the server ends; gives the exit code of its process."""
+    def follow(
+        self, seconds: float = float("inf"), meanwhile: Callable[[], object] = lambda: None
+    ) -> int:
+        """Show the log until the server ends; gives the exit code of its process.
+
+        `meanwhile` is called again and again, several times a second.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            meanwhile()
             try:
                 # A short time: on Windows, Ctrl-C does not interrupt a wait without end.
-                line = self._server.next_line(timeout=0.5)
+                line = self._server.next_line(timeout=0.2)
             except ServerEnded as ended:
                 return ended.exit_code
-            if line is not None:
+            if line is not None and not is_of_a_customer(line):
                 self.show_line(line)
         raise DemoFailed("the server does not end")
 
@@ -135,14 +164,17 @@ class Stage:
         """Explain, in plain words."""
         self.write(textwrap.fill(" ".join(text.split()), min(self._width, 88)))
 
-    def show(self, *responses: httpx.Response, remark: str = "") -> None:
-        """Show a request and its answer; of several that are alike, the first and their number."""
+    def show(self, *responses: httpx.Response, text: str = "", remark: str = "") -> None:
+        """Show a request and its answer; of several that are alike, the first and their number.
+
+        `text` is shown in the place of the answer.
+        """
         request, response = responses[0].request, responses[0]
         retry = response.headers.get("Retry-After")
         parts = [
             f"> {request.method} {request.url.raw_path.decode()} -> {response.status_code}",
             f"Retry-After: {retry}" if retry else "",
-            response.text if len(responses) == 1 else f"({len(responses)} times)",
+            text or response.text if len(responses) == 1 else f"({len(responses)} times)",
             remark,
         ]
         self.write(self._styled(BOLD, " ".join(part for part in parts if part)))
@@ -160,6 +192,10 @@ class Stage:
         """Print at once: a reader follows."""
         print(text, flush=True)
 
+    def _next_id(self, prefix: str) -> str:
+        self._requests += 1
+        return f"{prefix}{self._requests}"
+
     def _ask(self, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
         try:
             return self._client.request(method, path, headers=headers)
@@ -176,6 +212,11 @@ class Stage:
 def name_of(line: Line) -> str:
     """What acts call a line of the log: its event, and the task that it is about."""
     return " ".join([line["event"], *([line["task"]] if "task" in line else [])])
+
+
+def is_of_a_customer(line: Line) -> bool:
+    """True for what nobody has to read: it goes on all the time."""
+    return str(line.get("request_id", "")).startswith(CUSTOMER)
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -196,7 +237,7 @@ def shortened(traceback: str) -> str:
     kept, keep = list[str](), True
     for text in traceback.splitlines():
         if text.startswith('  File "'):
-            keep = APP in text
+            keep = any(name in text for name in OWN)
         elif not text.startswith(" "):
             keep = bool(text)
         if keep:

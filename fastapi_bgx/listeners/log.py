@@ -19,6 +19,7 @@ from fastapi_bgx.events import (
     TaskExpired,
     TaskFailed,
     TaskJoined,
+    TaskLogged,
     TaskOverran,
     TaskProgressed,
     TaskQueued,
@@ -50,7 +51,7 @@ class LogListener:
 
     def hears(self, event: type[Event]) -> bool:
         """True when the event is to be logged and its level is enabled."""
-        if event.name not in self._events:
+        if event.name not in self._events or event is TaskLogged:  # which is in the log already
             return False
         try:
             return self._log.enabled(event.level)
@@ -177,6 +178,10 @@ def _blocked_loop(event: TaskBlockedLoop) -> Fields:
     }
 
 
+def _logged(event: TaskLogged) -> Fields:
+    return _of_task(event) | {"line_level": event.line_level, "text": event.text}
+
+
 def _rejected(event: TaskRejected) -> Fields:
     return {"task": event.task_name, "reason": event.reason}
 
@@ -213,6 +218,7 @@ FIELDS: dict[type[Event], Callable[[Any], Fields]] = {
     TaskOverran: _overran,
     TaskSlow: _slow,
     TaskBlockedLoop: _blocked_loop,
+    TaskLogged: _logged,
     Started: _bgx_started,
     Drained: _drained,
 }

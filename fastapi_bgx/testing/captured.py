@@ -74,6 +74,17 @@ class Holding:
         """False: nothing of it runs."""
         return False
 
+    def hears_lines(self) -> bool:
+        """False: nothing of it runs."""
+        return False
+
+    def logged(self, task: Task[Any], level: str, text: str) -> None:
+        """Nothing of it runs."""
+
+    def overruns(self, task: Task[Any]) -> bool:  # noqa: ARG002 - as the protocol has it
+        """False: nothing of it runs."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         """Whatever else a task may ask of its runner."""
         return getattr(self.house, name)

@@ -6,4 +6,5 @@
 - `workloads.py` (W1-W3), `served.py` (W4), `detached.py` (W5), `growth.py`: what is measured.
 - `measure.py`: how; `targets.py`: what it is held against; `report.py`, `plot.py`: how it is shown.
 - `soak.py`, with `soak_app.py` and `ledger.py`: minutes of mixed load, every task accounted for.
+- `compare/`: stock, fastapi-taskflow and this library in the same situations.
 """

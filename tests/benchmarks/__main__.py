@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.benchmarks import detached, growth, served, workloads
+from tests.benchmarks import detached, growth, listeners, served, workloads
 from tests.benchmarks.measure import Effort, Series, Tick
 from tests.benchmarks.plot import draw
-from tests.benchmarks.report import PLOT, Data, as_data, figures_of, target_row, update
-from tests.benchmarks.targets import TARGETS
+from tests.benchmarks.report import PLOT, Data, as_data, figures_of, section, target_row, update
+from tests.benchmarks.targets import TARGETS, Figures
 
 DOCS = Path(__file__).parents[2] / "docs" / "explanation"
 FULL = Effort()
@@ -36,6 +37,7 @@ WORKLOADS = {
     "W4": Workload(served.steps, served.w4),
     "W5": Workload(detached.steps, detached.w5),
     "growth": Workload(growth.steps, growth.growth),
+    "listeners": Workload(listeners.steps, listeners.listeners),
 }
 
 
@@ -54,7 +56,7 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         draw(update(output, measured), output / PLOT)
         console.print(f"written to {output}")
-    console.print(_table(measured))
+    _show(measured, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,9 +106,17 @@ async def _awaited(series: Awaitable[list[Series]]) -> list[Series]:
     return await series
 
 
-def _table(measured: Data) -> Table:
-    """The targets of what was measured."""
+def _show(measured: Data, console: Console) -> None:
+    """The targets of what was measured; the tables of what has none."""
     figures = figures_of(measured)
+    judged = {target.workload for target in TARGETS}
+    for name in measured.keys() - judged:
+        console.print(Markdown(section(name, measured[name], figures)))
+    if measured.keys() & judged:
+        console.print(_table(measured, figures))
+
+
+def _table(measured: Data, figures: Figures) -> Table:
     table = Table("", "what", "target", "measured", "", title="in one run; ratios, medians")
     for target in TARGETS:
         if target.workload in measured:

@@ -32,6 +32,7 @@ DETACHED = "bgx, detached"
 PENDING = "bgx, detached, waits for a slot"
 SUSPENDED = "bgx, detached, runs and is suspended"
 TASKFLOW_SQLITE = "fastapi-taskflow, SQLite"
+RECORDED = "bgx, install, records in SQLite"
 
 BLOCKED_S = 0.2
 PATCHED = "BackgroundTasks"  # what fastapi-taskflow replaces, for the whole process
@@ -170,6 +171,18 @@ def ours(name: str, *, install: bool = True, **settings: Any) -> Served:
     return Served(name=name, app=app, prepare=partial(log_json, logging.INFO))
 
 
+def recorded(name: str) -> Served:
+    """The same, with records of every task."""
+    return ours(name, store=f"sqlite:///{_new_folder() / 'records.db'}")
+
+
+def _new_folder() -> Path:
+    """A folder that is there as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="bgx-bench-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def taskflow(name: str, **persistence: Any) -> Served:
     """The quick start of its README: existing routes, by its patch of FastAPI."""
     from fastapi_taskflow import TaskAdmin, TaskManager
@@ -191,9 +204,7 @@ def taskflow(name: str, **persistence: Any) -> Served:
 
 def taskflow_sqlite(name: str) -> Served:
     """The same, with the database of the quick start: a record is written as each task ends."""
-    folder = tempfile.TemporaryDirectory(prefix="bgx-bench-", ignore_cleanup_errors=True)
-    atexit.register(folder.cleanup)
-    path = Path(folder.name) / "tasks.db"
+    path = _new_folder() / "tasks.db"
     return taskflow(name, snapshot_db=str(path), snapshot_interval=30.0)
 
 
@@ -253,6 +264,7 @@ CONTESTANTS: dict[str, Builder] = {
     DETACHED: partial(ours, mode="detached"),
     PENDING: partial(ours, mode="detached", max_concurrency=1, max_backlog=None),
     SUSPENDED: partial(ours, mode="detached", max_concurrency=None, max_backlog=None),
+    RECORDED: recorded,
     TASKFLOW: taskflow,
     TASKFLOW_SQLITE: taskflow_sqlite,
     AIOJOBS: aiojobs,

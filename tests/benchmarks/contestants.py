@@ -4,6 +4,7 @@ Each adds tasks to whatever it has for that, and waits for their end. The peers 
 """
 
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +30,8 @@ class Contestant(ABC):
     """One row of a table."""
 
     name: str
+    most_tasks: int = sys.maxsize
+    """No more than these are run before it may settle."""
 
     async def open(self) -> None:  # noqa: B027 - most need nothing
         """Start whatever it needs, on the loop that it is measured on."""
@@ -38,6 +41,9 @@ class Contestant(ABC):
 
     def prepare(self) -> None:  # noqa: B027
         """Called before each measurement, outside of the time."""
+
+    async def settle(self) -> None:  # noqa: B027
+        """Called after each measurement: wait for what `run` left to other threads."""
 
     @abstractmethod
     async def run(self, func: Func, count: int, times: int) -> None:

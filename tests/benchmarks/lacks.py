@@ -27,6 +27,7 @@ LACKS = {
     apps.QUIET_INSTALL: NOTHING_LOGGED,
     apps.DEPENDS: f"{INFO}; without the middleware, lost tasks are noticed late",
     apps.INSTALL: INFO,
+    apps.RECORDED: f"{INFO}; a record of each task is on disk soon after it ended",
     apps.DETACHED: f"{INFO}; the request does not wait for the task",
     apps.PENDING: INFO,
     apps.SUSPENDED: INFO,

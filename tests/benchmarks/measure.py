@@ -4,10 +4,10 @@ import gc
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median, quantiles
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -66,6 +66,10 @@ def nothing() -> None:
     """For a unit that needs no preparation."""
 
 
+async def settled() -> None:
+    """For a unit that leaves no work behind."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """What is timed: `run(times)` does its work `times` times over and waits for the end of it."""
@@ -77,14 +81,45 @@ class Unit:
     """How many tasks each time has: the result is microseconds for one of them."""
     prepare: Callable[[], None] = nothing
     """Called before each measurement, outside of the time."""
+    settle: Callable[[], Awaitable[None]] = settled
+    """Waits for the work that `run` left to other threads: no time of it, but CPU time."""
+    cpu_case: str = ""
+    """The case that keeps the CPU time of the whole process; when empty, none does."""
+    most_times: int = MOST_TIMES
+    """It is never asked to do its work more often at once."""
     x: float | None = None
+
+
+class Spent(NamedTuple):
+    """What one measurement took, in seconds."""
+
+    wall: float
+    cpu: float
 
 
 @dataclass(slots=True)
 class _Found:
     unit: Unit
     times: int
-    values: list[float] = field(default_factory=list)
+    walls: list[float] = field(default_factory=list)
+    cpus: list[float] = field(default_factory=list)
+
+    def note(self, spent: Spent) -> None:
+        tasks = self.times * self.unit.tasks
+        self.walls.append(spent.wall / tasks * 1e6)
+        self.cpus.append(spent.cpu / tasks * 1e6)
+
+    def series(self) -> Iterator[Series]:
+        unit = self.unit
+        kept = {unit.case: self.walls} | ({unit.cpu_case: self.cpus} if unit.cpu_case else {})
+        for case, values in kept.items():
+            yield Series(
+                case=case,
+                contestant=unit.contestant,
+                unit="µs",
+                values=tuple(values),
+                x=unit.x,
+            )
 
 
 async def measure(units: Iterable[Unit], effort: Effort, tick: Tick) -> list[Series]:
@@ -101,19 +136,8 @@ async def measure(units: Iterable[Unit], effort: Effort, tick: Tick) -> list[Ser
         for case in shuffled(by_case):
             for found in shuffled(by_case[case]):
                 tick(f"{case}: {found.unit.contestant}")
-                seconds = await _time(found.unit, found.times)
-                found.values.append(seconds / found.times / found.unit.tasks * 1e6)
-    return [
-        Series(
-            case=found.unit.case,
-            contestant=found.unit.contestant,
-            unit="µs",
-            values=tuple(found.values),
-            x=found.unit.x,
-        )
-        for each in by_case.values()
-        for found in each
-    ]
+                found.note(await _time(found.unit, found.times))
+    return [series for each in by_case.values() for found in each for series in found.series()]
 
 
 def measure_steps(units: int, effort: Effort) -> int:
@@ -131,17 +155,19 @@ def shuffled(values: Iterable[T]) -> list[T]:
 async def _calibrate(unit: Unit, block_s: float) -> int:
     """How many times fill one block. Warms everything up, too."""
     times = 1
-    while times < MOST_TIMES:
-        seconds = await _time(unit, times)
+    while times < unit.most_times:
+        seconds = (await _time(unit, times)).wall
         if seconds >= block_s / 2:
-            return max(1, round(times * block_s / seconds))
+            return min(unit.most_times, max(1, round(times * block_s / seconds)))
         times = max(times * 2, min(times * 20, int(times * block_s / max(seconds, 1e-6))))
-    return MOST_TIMES
+    return unit.most_times
 
 
-async def _time(unit: Unit, times: int) -> float:
+async def _time(unit: Unit, times: int) -> Spent:
     unit.prepare()
     gc.collect()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     await unit.run(times)
-    return time.perf_counter() - started
+    wall = time.perf_counter() - started
+    await unit.settle()
+    return Spent(wall, time.process_time() - busy)

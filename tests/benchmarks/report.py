@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.contestants import STOCK
+from tests.benchmarks import listeners
+from tests.benchmarks.contestants import NOBODY, STOCK
 from tests.benchmarks.lacks import LACKS
 from tests.benchmarks.measure import Effort, Series
 from tests.benchmarks.served import FLOOD_GC, GC_LONGEST, GC_SHARE, cores, generator
@@ -38,6 +39,15 @@ PACKAGES = (
     "aiojobs",
     "taskiq",
 )
+OF_LISTENERS = (
+    "structlog",
+    "orjson",
+    "prometheus-client",
+    "opentelemetry-sdk",
+    "sentry-sdk",
+    "sqlalchemy",
+    "psycopg",
+)
 TITLES = {
     "W1": "W1: async tasks in a list, without a request",
     "W2": "W2: sync tasks in a list, without a request",
@@ -45,7 +55,12 @@ TITLES = {
     "W4": "W4: a real uvicorn under load",
     "W5": "W5: tasks that outlive their requests",
     "growth": "Growth",
+    "listeners": "What each listener costs",
 }
+BESIDE = {"listeners": ("what it does", listeners.DOES)}
+"""What the first table of a workload says beside its rows, where not what they leave out."""
+NOTES = {"listeners": listeners.NOTE}
+"""What has to be known to read the tables of a workload."""
 NO_RATIO = {GC_SHARE, GC_LONGEST, FLOOD_GC}
 """Cases that say more by themselves than in terms of stock, where stock may have none."""
 
@@ -61,7 +76,7 @@ def as_data(workload: str, series: Iterable[Series], effort: Effort) -> Data:
         "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "quick": effort.quick,
         "machine": _machine(),
-        "versions": dict(_versions()),
+        "versions": dict(_versions(OF_LISTENERS if workload == "listeners" else PACKAGES)),
         "load": generator() if workload == "W4" else None,
         "series": [asdict(each) for each in series],
     }
@@ -83,8 +98,8 @@ def _machine() -> str:
     return f"{python}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores ({pinned})"
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
+def _versions(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for package in packages:
         try:
             yield package, version(package)
         except PackageNotFoundError:
@@ -119,7 +134,7 @@ def render(data: Data) -> str:
     """The part of the page that is measured."""
     figures = figures_of(data)
     parts = [_warning(data), _targets(data, figures)]
-    parts += [_workload(name, workload, figures) for name, workload in data.items()]
+    parts += [section(name, workload, figures) for name, workload in data.items()]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -162,22 +177,31 @@ def times(value: float) -> str:
     return f"{value:.{digits}f}{TIMES}"
 
 
-def _workload(name: str, workload: Data, figures: Figures) -> str:
+def section(name: str, workload: Data, figures: Figures) -> str:
+    """What was measured of one workload."""
     versions = ", ".join(f"{package} {number}" for package, number in workload["versions"].items())
     load = f"; load from {workload['load']}" if workload["load"] else ""
     series = series_of(workload)
     rounds = " or ".join(str(count) for count in sorted({len(each.values) for each in series}))
     note = f"{workload['measured']} UTC, {rounds} rounds; {workload['machine']}; {versions}{load}."
-    tables = _tables(series, figures)
-    return "\n\n".join([f"## {TITLES[name]}", note, *tables])
+    tables = _tables(series, figures, *BESIDE.get(name, ("what it does not do", LACKS)))
+    parts = [f"## {TITLES[name]}", NOTES.get(name, ""), note, *tables]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _tables(series: list[Series], figures: Figures) -> Iterator[str]:
+def _tables(
+    series: list[Series], figures: Figures, beside: str, texts: dict[str, str]
+) -> Iterator[str]:
+    """The first one says something beside each row."""
     groups: dict[str, list[Series]] = defaultdict(list)
     for each in series:
         groups[_group(each.case)].append(each)
     for number, (title, members) in enumerate(groups.items()):
-        table = _table(members, figures, lacks=number == 0)
+        rows = _rows(members, figures)
+        if number == 0:
+            more = [beside, "---", *(texts.get(row[0], "") for row in rows[2:])]
+            rows = [[*row, text] for row, text in zip(rows, more, strict=True)]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         yield f"**{title}**, in {members[0].unit}\n\n{table}"
 
 
@@ -190,16 +214,12 @@ def _group(case: str) -> str:
     return name if found and size.endswith(" in a list") else case
 
 
-def _table(members: list[Series], figures: Figures, *, lacks: bool) -> str:
-    """The first table of a workload says beside each row what is not done for these figures."""
+def _rows(members: list[Series], figures: Figures) -> list[list[str]]:
     cases = list(dict.fromkeys(each.case for each in members))
     rows = [["", *map(_column, cases)], ["---", *("---:" for _ in cases)]]
     for name in dict.fromkeys(each.contestant for each in members):
         rows.append([name, *(_cell(case, name, figures) for case in cases)])
-    if lacks:
-        beside = ["what it does not do", "---", *(LACKS.get(row[0], "") for row in rows[2:])]
-        rows = [[*row, text] for row, text in zip(rows, beside, strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return rows
 
 
 def _column(case: str) -> str:
@@ -212,9 +232,10 @@ def _cell(case: str, name: str, figures: Figures) -> str:
     if found is None:
         return ""
     value = amount(found.median)
-    ratio = figures.ratio(case, name, STOCK)
-    spread = figures.spread(case, name, STOCK)
-    if name == STOCK or ratio is None or spread is None or case in NO_RATIO:
+    base = NOBODY if figures.find(case, STOCK) is None else STOCK
+    ratio = figures.ratio(case, name, base)
+    spread = figures.spread(case, name, base)
+    if name == base or ratio is None or spread is None or case in NO_RATIO:
         low, high = found.spread
         return f"{value} ({amount(low)} to {amount(high)})"
     return f"{value}: **{times(ratio)}** ({times(spread[0])} to {times(spread[1])})"

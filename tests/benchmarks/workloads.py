@@ -140,7 +140,9 @@ async def w3(effort: Effort, tick: Tick) -> list[Series]:
     """A request with one task, from the call of the application to the end of its task."""
     async with serving(available(*REQUESTED)) as ready:
         units = [
-            Unit(case=REQUEST, contestant=served.name, prepare=served.ready, run=_requests(served))
+            Unit(
+                case=REQUEST, contestant=served.name, prepare=served.ready, run=requests_of(served)
+            )
             for served in ready
         ]
         return await measure(units, effort, tick)
@@ -157,14 +159,15 @@ async def serving(names: Iterable[str]) -> AsyncIterator[list[Served]]:
             if served.has_lifespan:
                 await stack.enter_async_context(running(served.app))
             before = work.ran
-            await _requests(served)(3)
+            await requests_of(served)(3)
             if work.ran != before + 3:
                 raise AssertionError(f"{served.name} ran {work.ran - before} of 3 tasks")
             ready.append(served)
         yield ready
 
 
-def _requests(served: Served) -> Callable[[int], Awaitable[None]]:
+def requests_of(served: Served) -> Callable[[int], Awaitable[None]]:
+    """Call an application so many times, and wait for the end of each task."""
     app, settle = served.app, served.settle
 
     async def run(times: int) -> None:

@@ -22,6 +22,8 @@ from tests.conftest import require
 HERE = Path(__file__).parent
 PATIENCE = 15.0
 """Seconds after which a condition that did not come true fails the test."""
+START_PATIENCE = 60.0
+"""The same, until a server answers: on a busy machine its processes import for long."""
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -58,7 +60,7 @@ class Server:
         address = ADDRESS.search(self.line(ADDRESS.pattern))
         assert address is not None
         self.client = httpx.Client(base_url=address[0], timeout=PATIENCE, trust_env=False)
-        self.until(self._answers, "it does not answer")
+        self.until(self._answers, "it does not answer", START_PATIENCE)
 
     def add(self, task: str, **query: Any) -> list[str]:
         """Have a route add a task; the ids."""
@@ -109,9 +111,11 @@ class Server:
         assert len(reports) == 1
         return reports[0]
 
-    def until(self, condition: Callable[[], object], otherwise: str) -> None:
+    def until(
+        self, condition: Callable[[], object], otherwise: str, patience: float = PATIENCE
+    ) -> None:
         """Poll a condition that the output does not show."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not condition():
             if time.monotonic() > deadline:
                 self.fail(otherwise)

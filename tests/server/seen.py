@@ -79,15 +79,15 @@ class PrintedSpans(SpanExporter):
 sentry_sdk.init(dsn="https://key@127.0.0.1/1", transport=Printed)
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(PrintedSpans()))
-trace.set_tracer_provider(provider)
 reader = InMemoryMetricReader()
-metrics.set_meter_provider(MeterProvider([reader]))
 
 app = FastAPI()
 bgx = Bgx()
 bgx.install(app)
 sentry.instrument(bgx)
-opentelemetry.instrument(bgx)
+opentelemetry.instrument(bgx)  # before there is a provider
+trace.set_tracer_provider(provider)
+metrics.set_meter_provider(MeterProvider([reader]))
 
 
 async def fail() -> None:

@@ -20,6 +20,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from fastapi_bgx.events import Listener
+from fastapi_bgx.listeners.opentelemetry.demand import Demand
 from fastapi_bgx.listeners.opentelemetry.measures import Instruments, Measures
 from fastapi_bgx.listeners.opentelemetry.spans import Spans
 from fastapi_bgx.reports import Stats
@@ -60,8 +61,9 @@ def instrument(
     tracer = trace.get_tracer(SCOPE, version("fastapi-bgx"), tracer_provider)
     instruments = _instruments(meter_provider)
     instruments.watched.add(bgx)
-    bgx.listen(Spans(tracer))
-    bgx.listen(Measures(instruments))
+    bgx.listen(Spans(tracer, Demand(lambda: tracer_provider or trace.get_tracer_provider())))
+    meters = Demand(lambda: meter_provider or metrics.get_meter_provider())
+    bgx.listen(Measures(instruments, meters))
 
 
 @cache

@@ -8,6 +8,7 @@ from weakref import WeakSet
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
 
 from fastapi_bgx.events import Event, TaskEnded, TaskRejected, TaskRetrying, TaskStarted
+from fastapi_bgx.listeners.opentelemetry.demand import Demand
 from fastapi_bgx.listeners.opentelemetry.spans import FAILURES, Attributes
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.reports import Stats
@@ -17,6 +18,7 @@ from fastapi_bgx.telemetry import error_type
 MOST_NAMES = 200
 """Task names in the metrics; those that come later are counted as `OTHER`."""
 OTHER = "_OTHER"
+HEARD = (TaskStarted, TaskRetrying, TaskRejected, TaskEnded)
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 """Seconds: the upper bounds of the histograms."""
 
@@ -79,16 +81,17 @@ class Instruments:
 class Measures:
     """Counts what happens to tasks."""
 
-    def __init__(self, instruments: Instruments) -> None:
+    def __init__(self, instruments: Instruments, demand: Demand) -> None:
         self._instruments = instruments
+        self._demand = demand
 
     def hears(self, event: type[Event]) -> bool:
         """What begins and ends an attempt, and what was refused."""
-        return issubclass(event, TaskStarted | TaskRetrying | TaskRejected | TaskEnded)
+        return self._demand.there and issubclass(event, HEARD)
 
     def changed(self) -> bool:
-        """Never."""
-        return False
+        """True when there is somebody who records, for the first time."""
+        return self._demand.arises()
 
     def __call__(self, event: Event) -> None:
         """Count one."""

@@ -17,12 +17,15 @@ from fastapi_bgx.events import (
     TaskRetrying,
     TaskStarted,
 )
+from fastapi_bgx.listeners.opentelemetry.demand import Demand
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.task import Task
 from fastapi_bgx.telemetry import error_type
 
 FAILURES = (Status.FAILED, Status.TIMED_OUT, Status.RETRYING)
 """How an attempt ends that has an error of its own."""
+HEARD = (TaskQueued, TaskStarted, TaskRetrying, TaskEnded)
+WITH_REASON = (TaskCancelled, TaskDropped, TaskExpired)
 
 Attributes = dict[str, str | int | float | bool]
 
@@ -44,17 +47,18 @@ class _Trail:
 class Spans:
     """Opens a span as an attempt starts, makes it current inside, and ends it with the attempt."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, demand: Demand) -> None:
         self._tracer = tracer
+        self._demand = demand
         self._trails: dict[Task[Any], _Trail] = {}
 
     def hears(self, event: type[Event]) -> bool:
         """What begins and ends an attempt, and where the task was added."""
-        return issubclass(event, TaskQueued | TaskStarted | TaskRetrying | TaskEnded)
+        return self._demand.there and issubclass(event, HEARD)
 
     def changed(self) -> bool:
-        """Never."""
-        return False
+        """True when there is somebody who records, for the first time."""
+        return self._demand.arises()
 
     def __call__(self, event: Event) -> None:
         """Hear of one."""
@@ -132,7 +136,7 @@ def _attributes_of(event: TaskStarted) -> Attributes:
 
 
 def _reason(event: TaskEnded) -> Attributes:
-    if isinstance(event, TaskCancelled | TaskDropped | TaskExpired):
+    if isinstance(event, WITH_REASON):
         return {"bgx.reason": event.reason}
     return {}
 
