@@ -154,6 +154,10 @@ class Query(Frozen):
     """Added at this moment or later."""
     until: AwareDatetime | None = None
     """Added before this moment."""
+    ended_since: AwareDatetime | None = None
+    """Ended at this moment or later."""
+    ended_until: AwareDatetime | None = None
+    """Ended before this moment."""
     fingerprint: Annotated[str, Field(max_length=MOST_SEARCH)] | None = None
     """Ended by this error."""
     overrunning: bool | None = None

@@ -51,6 +51,8 @@ def test_the_list_has_the_last_added_first(anyio_backend: str) -> None:
         ({"since": (BEGAN + timedelta(seconds=2)).isoformat()}, ["r", "f"]),
         ({"until": (BEGAN + timedelta(seconds=2)).isoformat()}, ["s"]),
         ({"since": "1969-01-01T00:00:00Z", "until": "9999-12-31T23:59:59-12:00"}, ["r", "f", "s"]),
+        ({"ended_since": (BEGAN + timedelta(seconds=4)).isoformat()}, ["f"]),
+        ({"ended_until": (BEGAN + timedelta(seconds=4)).isoformat()}, ["s"]),
         ({"fingerprint": "abc"}, ["f"]),
         ({"overrunning": "true"}, ["f"]),
         ({"overrunning": "false", "limit": "1"}, ["r"]),

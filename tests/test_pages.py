@@ -18,10 +18,11 @@ from fastapi_bgx.dashboard import make_router, pages
 from fastapi_bgx.dashboard.actions import MOST_BODY, safe_next
 from fastapi_bgx.errors import StoreUnavailable
 from fastapi_bgx.outcome import Status
-from fastapi_bgx.records import Page, Query
+from fastapi_bgx.records import FullRecord, Page, Query
 from fastapi_bgx.stores import MemoryStore
 from tests.asgi import client_of
 from tests.browser.scene import NOW, Scene, SceneControl
+from tests.consoles import api, record, store_with
 
 PAGES = ("", "ui/tasks", "ui/failures", "ui/now")
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script>&amp;\u202e{{7*7}}"
@@ -107,10 +108,41 @@ def test_the_overview_tells_what_failed_last_night_and_why(client: TestClient) -
     assert "TimeoutError: an attempt took longer than 5 s" in html.text
     assert "shop/mail.py:31 in deliver" in html.text
     assert [each["aria-current"] for each in html.all("a", href="./?within=24h")] == ["true"]
-    assert html.all("a", href="./ui/tasks?status=failed&within=24h")
+    assert html.all("a", href="./ui/tasks?status=failed&ended=24h")
     assert html.all("a", href="./ui/tasks?status=running")
     for plot in html.all("div", **{"class": "plot"}):
         assert plot["data-graph"].startswith('{"at":[')
+
+
+def test_a_number_leads_to_just_the_tasks_that_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(number: int, *, waited: timedelta, ago: timedelta) -> FullRecord:
+        at = NOW - ago
+        return record(number, Status.FAILED, added_at=at - waited, ended_at=at)
+
+    monkeypatch.setattr(pages, "utc_now", lambda: NOW)
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    long_ago = failed(1, waited=hour, ago=day + hour)
+    delayed = failed(2, waited=2 * day, ago=hour)
+    short = failed(3, waited=hour, ago=hour)
+    client = client_of(api(store_with(long_ago, delayed, short), prefix="/ops"), "asyncio")
+    overview = read(client, "")
+    assert "Failed 2 100 % of what ended" in overview.text
+    assert set(ids_on(overview)) == {"p-2", "p-3"}, "the newest failures"
+    (by_status,) = overview.all("a", href="./ui/tasks?status=failed&ended=24h")
+    (by_name,) = overview.all("a", href="./ui/tasks?name=send_welcome&ended=24h")
+    failures = read(client, "ui/failures?within=24h")
+    assert "2 times" in failures.text
+    (by_error,) = failures.all("a", href="../ui/tasks?fingerprint=abc&ended=24h")
+    for link in (by_status, by_name, by_error):
+        shown = read(client, link["href"].lstrip("./"))
+        assert ids_on(shown) == ["p-3", "p-2"]
+        assert shown.all("option", value="24h", selected="")
+
+
+def ids_on(html: Html) -> list[str]:
+    """The ids of the tasks that a page links to, once each."""
+    paths = [each["href"].rpartition("ui/tasks/")[2] for each in html.all("a", **{"class": "name"})]
+    return [path for path in dict.fromkeys(paths) if path.startswith("p-")]
 
 
 def test_a_page_is_told_which_span_to_show(client: TestClient) -> None:
@@ -231,7 +263,7 @@ def test_no_change_is_lost_between_a_page_and_its_stream(
 def test_failures_are_grouped_by_error(client: TestClient) -> None:
     html = read(client, "ui/failures")
     assert "28 tasks failed or timed out in the last 24 h, by 6 errors" in html.text
-    assert html.all("a", href="../ui/tasks?fingerprint=b41f09c2d7")
+    assert html.all("a", href="../ui/tasks?fingerprint=b41f09c2d7&ended=24h")
     assert html.all("input", name="fingerprint", value="b41f09c2d7")
 
 

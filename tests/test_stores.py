@@ -95,7 +95,7 @@ def test_a_record_is_read_as_it_was_written(store: Store) -> None:
     assert store.find(Query()).records == (read.brief(),)
 
 
-@pytest.mark.parametrize("end", ["since", "until"])
+@pytest.mark.parametrize("end", ["since", "until", "ended_since", "ended_until"])
 def test_a_moment_without_a_time_zone_is_refused(end: str) -> None:
     with pytest.raises(ValueError, match="timezone"):
         Query.model_validate({end: datetime(2026, 11, 20)})
@@ -506,6 +506,8 @@ queries = st.builds(
     text=st.none() | words | st.sampled_from("ÜBZ%"),
     since=st.none() | moments,
     until=st.none() | moments,
+    ended_since=st.none() | moments,
+    ended_until=st.none() | moments,
     fingerprint=st.none() | words,
     overrunning=st.none() | st.booleans(),
     limit=st.integers(1, 5),

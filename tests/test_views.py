@@ -202,13 +202,20 @@ def test_no_url_puts_words_of_its_own_on_a_page(code: str) -> None:
 
 def test_filters_become_a_query_and_a_link() -> None:
     filters = read_filters(
-        QueryParams("status=failed&status=timed_out&text=+bank+&within=24h&overrunning=1&name=")
+        QueryParams(
+            "status=failed&status=timed_out&text=+bank+&within=24h&ended=1h&overrunning=1&name="
+        )
     )
     assert filters == Filters(
-        status=(Status.FAILED, Status.TIMED_OUT), text="bank", within="24h", overrunning="1"
+        status=(Status.FAILED, Status.TIMED_OUT),
+        text="bank",
+        within="24h",
+        ended="1h",
+        overrunning="1",
     )
     query = filters.query(NOW)
     assert query.since == before(86_400)
+    assert query.ended_since == before(3_600)
     assert (query.text, query.name, query.overrunning) == ("bank", None, True)
     assert read_filters(QueryParams(filters.link()[1:])) == filters
     assert "cursor=abc" in filters.link(cursor="abc")
@@ -230,6 +237,7 @@ def test_times_without_a_zone_are_utc() -> None:
     [
         ("status=nope", "There is no status “nope”"),
         ("within=1y", "There is no span “1y”"),
+        ("ended=1y", "There is no span “1y”"),
         ("since=yesterday", "“yesterday” (from) is no time"),
         ("until=0001-01-01T00:00%2B14:00", "(to) is no time"),
         ("text=%00", "“text” has a character"),

@@ -71,6 +71,12 @@ async def query(
     text: Text = None,
     since: Annotated[Moment | None, Parameter(description="Added at this moment or later.")] = None,
     until: Annotated[Moment | None, Parameter(description="Added before this moment.")] = None,
+    ended_since: Annotated[
+        Moment | None, Parameter(description="Ended at this moment or later.")
+    ] = None,
+    ended_until: Annotated[
+        Moment | None, Parameter(description="Ended before this moment.")
+    ] = None,
     fingerprint: Annotated[str | None, text("Ended by this error; see `/failures`.")] = None,
     overrunning: Annotated[
         bool | None, Parameter(description="Whether its function still runs though it is over.")
@@ -85,6 +91,8 @@ async def query(
         text=text,
         since=since,
         until=until,
+        ended_since=ended_since,
+        ended_until=ended_until,
         fingerprint=fingerprint,
         overrunning=overrunning,
         limit=limit,

@@ -48,6 +48,9 @@ class Filters:
     name: str = ""
     text: str = ""
     within: str = ""
+    """The span that they were added in."""
+    ended: str = ""
+    """The span that they ended in."""
     since: str = ""
     until: str = ""
     fingerprint: str = ""
@@ -77,6 +80,7 @@ class Filters:
             text=self.text or None,
             since=since,
             until=_moment(self.until),
+            ended_since=now - SPANS[self.ended][0] if self.ended else None,
             fingerprint=self.fingerprint or None,
             overrunning=True if self.overrunning else None,
             limit=ROWS,
@@ -89,7 +93,17 @@ def by_name(name: str) -> dict[str, str]:
     return {"name": name} if len(name) <= MOST_SEARCH else {"text": name[:MOST_SEARCH]}
 
 
-TEXTS = ("name", "text", "within", "since", "until", "fingerprint", "overrunning", "cursor")
+TEXTS = (
+    "name",
+    "text",
+    "within",
+    "ended",
+    "since",
+    "until",
+    "fingerprint",
+    "overrunning",
+    "cursor",
+)
 
 
 def read_filters(params: Params) -> Filters:
@@ -103,6 +117,7 @@ def read_filters(params: Params) -> Filters:
         *_bad_statuses(params.getlist("status")),
         *_bad_texts(texts),
         *_bad_span(texts["within"]),
+        *_bad_span(texts["ended"]),
         *_bad_moment("from", texts["since"]),
         *_bad_moment("to", texts["until"]),
     ]

@@ -132,7 +132,7 @@ class Pages:
         length, _, pieces = SPANS[within]
         now = utc_now()
         summary = await self._console.summary(now - length, now, pieces)
-        newest = Query(status=BAD, since=now - length, limit=NEWEST)
+        newest = Query(status=BAD, ended_since=now - length, limit=NEWEST)
         return self._show(
             request,
             "overview",

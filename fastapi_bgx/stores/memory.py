@@ -193,10 +193,7 @@ def _checks(query: Query) -> Iterator[Check]:
         yield lambda record: record.status in query.status
     if query.name is not None:
         yield lambda record: record.name == query.name
-    if (since := query.since) is not None:
-        yield lambda record: record.added_at >= since
-    if (until := query.until) is not None:
-        yield lambda record: record.added_at < until
+    yield from _checks_of_time(query)
     if query.fingerprint is not None:
         yield lambda record: record.fingerprint == query.fingerprint
     if query.overrunning is not None:
@@ -204,6 +201,17 @@ def _checks(query: Query) -> Iterator[Check]:
     if query.text:
         text = query.text.casefold()
         yield lambda record: text in searched(record)
+
+
+def _checks_of_time(query: Query) -> Iterator[Check]:
+    if (since := query.since) is not None:
+        yield lambda record: record.added_at >= since
+    if (until := query.until) is not None:
+        yield lambda record: record.added_at < until
+    if (ended_since := query.ended_since) is not None:
+        yield lambda record: record.ended_at is not None and record.ended_at >= ended_since
+    if (ended_until := query.ended_until) is not None:
+        yield lambda record: record.ended_at is not None and record.ended_at < ended_until
 
 
 def _failure(fingerprint: str, group: Sequence[tuple[datetime, Record]]) -> Failure:

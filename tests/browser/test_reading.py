@@ -80,7 +80,7 @@ def test_the_overview_says_in_words_and_tables_what_its_plots_show(
     link = page.get_by_role("navigation", name="Tasks by status").get_by_role("link", name="failed")
     expect(link).to_contain_text(str(failed))
     link.click()
-    expect(page).to_have_url(f"{reading.base}/ui/tasks?status=failed&within=24h")
+    expect(page).to_have_url(f"{reading.base}/ui/tasks?status=failed&ended=24h")
     assert len(rows(page)) == failed
 
 

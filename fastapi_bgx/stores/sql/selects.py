@@ -44,10 +44,7 @@ def _conditions(query: Query, dialect: str) -> Iterator[Condition]:
         yield c.name == clean(query.name)
     if query.fingerprint is not None:
         yield c.fingerprint == clean(query.fingerprint)
-    if query.since is not None:
-        yield c.added_at >= micros(query.since)
-    if query.until is not None:
-        yield c.added_at < micros(query.until)
+    yield from _conditions_of_time(query)
     if query.overrunning is not None:
         yield OVERRUNNING if query.overrunning else not_(c.overrunning)
     if query.text:
@@ -57,6 +54,18 @@ def _conditions(query: Query, dialect: str) -> Iterator[Condition]:
         added_at, task_id = position_of(query.cursor)
         at = bounded(round(added_at * 1e6))
         yield tuple_(c.added_at, c.id) < tuple_(at, clean(task_id))
+
+
+def _conditions_of_time(query: Query) -> Iterator[Condition]:
+    spans = (
+        (c.added_at, query.since, query.until),
+        (c.ended_at, query.ended_since, query.ended_until),
+    )
+    for column, since, until in spans:
+        if since is not None:
+            yield column >= micros(since)
+        if until is not None:
+            yield column < micros(until)
 
 
 def changed(after: int, most: int) -> Select[Any]:
