@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -229,6 +230,31 @@ def test_tables_that_were_lost_are_made_anew(url: str) -> None:
             store.write([a_task()])
         store.write([a_task()])
         assert len(store.find(Query()).records) == 1
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_that_was_taken_away_is_noticed_and_made_anew(tmp_path: Path, how: str) -> None:
+    file, other = tmp_path / "tasks.db", tmp_path / "other.db"
+    record = a_task(Status.SUCCEEDED)
+    process = ProcessReading(id="p", host="h", pid=1, started_at=NOW, seen_at=NOW)
+    with (
+        closing(SqlStore(f"sqlite:///{other}")) as reader,
+        closing(SqlStore(f"sqlite:///{file}")) as store,
+    ):
+        reader.write([a_task()])
+        for say in (lambda: store.write([record]), lambda: store.beat(process)):
+            store.write([a_task()])
+            reader.close()
+            file.unlink()
+            if how == "replaced":
+                for left in tmp_path.glob("tasks.db-*"):  # as SQLite asks of who replaces a file
+                    left.unlink()
+                shutil.copy(other, file)
+            with pytest.raises(StoreUnavailable, match=r"tasks\.db: it was moved, deleted or"):
+                say()
+            store.write([record])
+            assert store.get(record.id) is not None
+            assert len(store.find(Query()).records) == (2 if how == "replaced" else 1)
 
 
 def test_words_of_a_newer_version_are_left_out(url: str) -> None:

@@ -47,6 +47,20 @@ class Database:
         here.prepare_once(self._prepare)
         return here
 
+    def check_file(self) -> None:
+        """Look whether the file of a SQLite database is still where it was.
+
+        SQLite itself would go on to write to one that nobody finds any more.
+
+        Raises:
+            StoreUnavailable: it was moved, deleted or replaced. The next call opens what is there,
+                or makes it anew.
+        """
+        here = self.open()
+        if here.moved():
+            self.close()
+            raise StoreUnavailable(f"{here.url.database}: it was moved, deleted or replaced")
+
     def close(self) -> None:
         """Close the connections of this process."""
         here = self._connections.pop(os.getpid(), None)
@@ -66,6 +80,9 @@ class Connections:
             engine if sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writing = engine.execution_options(bgx_writes=True)
+        # Absolute: a process may change its folder.
+        self._path = Path(url.database or "").absolute() if sqlite else None
+        self._file: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._prepared = False
 
@@ -76,7 +93,20 @@ class Connections:
         with self._lock:
             if not self._prepared:
                 prepare(self)
+                self._file = self._file or self._found()
                 self._prepared = True
+
+    def moved(self) -> bool:
+        """True when there is another file than the one that was prepared, or none."""
+        return self._found() != self._file
+
+    def _found(self) -> tuple[int, int] | None:
+        """What tells one file from another; `None` where there is none."""
+        try:
+            stat = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return None if stat is None else (stat.st_dev, stat.st_ino)
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction that sees one moment."""

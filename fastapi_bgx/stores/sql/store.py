@@ -78,6 +78,7 @@ class SqlStore:
     def write(self, records: Sequence[FullRecord]) -> None:
         """Keep these, each in the place of what was known of its task: all of them, or none."""
         if records:
+            self._database.check_file()
             with self._database.open().write() as connection:
                 changing.keep(connection, changing.latest(records))
 
@@ -151,6 +152,7 @@ class SqlStore:
 
     def beat(self, process: ProcessReading) -> None:
         """Keep what a process says of itself, in the place of what it said before."""
+        self._database.check_file()
         row = process_row(process)
         statement = changing.inserting(self._dialect, processes).values(row)
         self._write(statement.on_conflict_do_update(index_elements=[processes.c.id], set_=row))
