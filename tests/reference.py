@@ -49,6 +49,7 @@ MEANINGS = {
     "queued_s": "seconds from `add_task` to the start",
     "reason": "why, in words",
     "remedy": "what to do about it",
+    "retry_of": "the id of the task that `bgx.retry` ran again, if this is what became of that",
     "running_s": "seconds since the start of the function",
     "stack": "where the task was, as text, innermost frame last",
     "stuck": "the async tasks that swallowed their cancellation and still run, each as name and id "
@@ -136,7 +137,7 @@ def notices() -> dict[str, tuple[str, list[str]]]:
 
 
 def _samples(event: type[Event]) -> Iterator[Event]:
-    """The event as it may look: with and without a limit, and with an error where there can be."""
+    """The event as it may look: with and without what only some tasks have."""
     errors: list[Exception | None] = [None]
     if event in (TaskFailed, TaskTimedOut):
         errors = [ValueError()]
@@ -166,6 +167,7 @@ def _task(limit: Limit | None, error: Exception | None) -> Task[Any]:
     task = runners.accept(len, ((),), {}, TaskOptions(limit=limit))
     task.claimed = True
     task.error = error
+    task.retry_of = None if limit is None else "8c1f-1"
     return task
 
 

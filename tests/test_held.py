@@ -30,7 +30,7 @@ from fastapi_bgx.history import MOST_BYTES
 from fastapi_bgx.runners import nearest_runners
 from tests import work
 from tests.asgi import call, running
-from tests.logs import logged, one
+from tests.logs import logged, named, one
 from tests.supervision import PATIENCE, holding, serving, tasks_of, until
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +86,21 @@ async def test_a_failed_task_runs_again_with_the_same_call() -> None:
     assert (outcome.value, task.status) == ("done", "failed")
     assert flaky.calls == [((1,), {"by_name": [2]})] * 2
     assert task.retry_of is None
+
+
+async def test_its_lines_say_what_it_is_a_retry_of() -> None:
+    flaky = Flaky()
+    with logged() as lines:
+        async with holding() as bgx:
+            first = await failed(bgx, flaky.run)
+            second = bgx.retry(first.id)
+            await second.wait()
+            flaky.healed = True
+            await bgx.retry(second.id).wait()
+    (told, again), (healed,) = named(lines, "task.failed"), named(lines, "task.succeeded")
+    assert "retry_of" not in told
+    assert again["retry_of"] == first.id
+    assert healed["retry_of"] == second.id
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])

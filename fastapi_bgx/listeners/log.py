@@ -93,6 +93,8 @@ def _of_task(event: TaskEvent) -> Fields:
     fields: Fields = {"task": plan.name, "task_id": task.id, "executor": plan.executor}
     if plan.limit is not None:
         fields["limit"] = plan.limit
+    if task.retry_of is not None:
+        fields["retry_of"] = task.retry_of
     return fields
 
 
@@ -111,6 +113,8 @@ def _succeeded(event: TaskSucceeded) -> Fields:
     task = event.task
     plan, started, ended = task.plan, task.started_at, task.ended_at
     if plan.limit is not None or started is None or ended is None or task.attempt > 1:
+        return _of_end(event)
+    if task.retry_of is not None:
         return _of_end(event)
     return {
         "task": plan.name,
