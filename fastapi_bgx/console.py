@@ -63,7 +63,10 @@ class Control(Protocol):
         ...
 
     def live(self, task_id: str) -> FullRecord | None:
-        """The record of a task of this process that is still in its memory; may block."""
+        """The record of a task of this process that is still in its memory; may block.
+
+        In the end it is in the store, without a moment in between.
+        """
         ...
 
     def is_held(self, task_id: str) -> bool:

@@ -35,6 +35,10 @@ class Recording(Protocol):
         """The record of a task, as it is now."""
         ...
 
+    def unwritten(self, task_id: str) -> FullRecord | None:
+        """The record of a task of this process as long as the store may not have it."""
+        ...
+
 
 class ProcessControl:
     """The tasks of one `Bgx` in this process; see `Control`. From any thread."""
@@ -55,9 +59,9 @@ class ProcessControl:
         self._recorder.flush(FLUSH_SECONDS)
 
     def live(self, task_id: str) -> FullRecord | None:
-        """The record of a task that lives, or that the history has."""
+        """The record of a task that lives, or that the history has, or not yet the store."""
         task = self._runners.get(task_id)
-        return None if task is None else self._recorder.record_of(task)
+        return self._recorder.unwritten(task_id) if task is None else self._recorder.record_of(task)
 
     def is_held(self, task_id: str) -> bool:
         """True when that task can be run again."""

@@ -201,12 +201,18 @@ class Runners:
 
     def get(self, task_id: str) -> Task[Any] | None:
         """The task with that id, if it is known; from any thread."""
+        number = self.number_of(task_id)
+        if number is None:
+            return None
+        found = (task for task in self._known() if task.number == number)
+        return next((task for task in found if task.id == task_id), None)
+
+    def number_of(self, task_id: str) -> int | None:
+        """The number of the task that has this id, if this process has given it."""
         digits = task_id.removeprefix(self._common.prefix)
         if digits == task_id or not (digits.isdecimal() and len(digits) < MOST_DIGITS):
             return None
-        number = int(digits)
-        found = (task for task in self._known() if task.number == number)
-        return next((task for task in found if task.id == task_id), None)
+        return int(digits)
 
     def _known(self) -> Iterator[Task[Any]]:
         """Every task that lives or is in the history; some twice.

@@ -1,6 +1,7 @@
 """`bgx.records`: what became of tasks, whoever runs them, however the store does."""
 
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -119,6 +120,24 @@ async def test_a_live_task_is_told_of_without_the_store(store: SharedStore, proc
         assert (record.id, record.status) == (task.id, "running")
         release.set()
     assert not store.looks
+
+
+async def test_a_task_that_has_just_ended_is_told_of_though_the_store_hangs(
+    process: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def good() -> None:
+        pass
+
+    takes = threading.Event()
+    monkeypatch.setattr(SharedStore, "write", lambda *_: takes.wait(10))
+    bgx = process()
+    async with started(bgx):
+        task = await run(bgx, good)
+        assert bgx.get(task.id) is None, "no history keeps it"
+        record = await bgx.records.get(task.id)
+        takes.set()
+    assert record is not None
+    assert (record.id, record.status) == (task.id, "succeeded")
 
 
 async def test_what_nobody_knows_is_none(store: SharedStore, process: Make) -> None:

@@ -33,6 +33,9 @@ class Recording:
     def record_of(self, task: Task[Any]) -> Any:
         return f"record of {task.id}"
 
+    def unwritten(self, task_id: str) -> Any:
+        return "not written yet" if task_id == "here-1" else None
+
 
 class Controlled:
     """The control over a `Bgx`, and what a test looks at."""
@@ -75,6 +78,7 @@ async def test_it_tells_of_the_tasks_that_are_known_here(controlled: Controlled)
     control: Any = controlled.control
     assert control.process == "here"
     assert control.live(task.id) == f"record of {task.id}"
+    assert control.live("here-1") == "not written yet"
     assert control.live("other-1") is None
     assert control.is_held(task.id)
     assert not control.is_held("other-1")

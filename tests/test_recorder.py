@@ -512,6 +512,60 @@ async def test_a_store_that_hangs_holds_no_task_and_no_value_in_memory(
         assert recorder.flush(PATIENCE)
 
 
+async def test_a_task_that_has_ended_is_told_of_wherever_its_record_is_on_the_way_to_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Bad()
+    async with recording(store, history=0) as (bgx, recorder):
+        described, roomy = threading.Event(), threading.Event()
+        wait_for_room = buffer.Buffer.wait_for_room
+
+        def full(self: buffer.Buffer, timeout: float) -> bool:
+            described.set()
+            roomy.wait(PATIENCE)
+            return wait_for_room(self, timeout)
+
+        def told() -> str:
+            record = recorder.unwritten(task.id)
+            return "" if record is None else record.status
+
+        monkeypatch.setattr(buffer.Buffer, "wait_for_room", full)
+        store.gate.clear()
+        task = await run(bgx, quick)
+        assert told() == "succeeded", "not even looked at"
+        await until(described.is_set)
+        assert not recorder._changed
+        assert told() == "succeeded", "described, with no room for it yet"
+        roomy.set()
+        await until(lambda: len(recorder._buffer))
+        await until(lambda: not recorder._in_hand)
+        assert told() == "succeeded", "on its way to a store that hangs"
+        store.gate.set()
+        assert recorder.flush(PATIENCE)
+        assert told() == "", "the store has it"
+        for unknown in ("other-1", f"{recorder.process}-99", "nonsense"):
+            assert recorder.unwritten(unknown) is None
+
+
+async def test_a_task_is_told_of_while_it_is_described() -> None:
+    async with recording(history=0) as (bgx, recorder):
+        begun, ready = threading.Event(), threading.Event()
+
+        @bgx.redact
+        def slow(task: Task[Any], name: str, value: Any) -> Any:
+            if not begun.is_set():
+                begun.set()
+                ready.wait(PATIENCE)
+            return value
+
+        task = await run(bgx, quick, "value")
+        await until(begun.is_set)
+        record = recorder.unwritten(task.id)
+        assert record is not None
+        assert (record.id, record.status) == (task.id, "succeeded")
+        ready.set()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # many tasks, and the same code
 async def test_100_000_tasks_with_a_dead_store_cost_bounded_memory_and_are_counted(
     monkeypatch: pytest.MonkeyPatch,

@@ -69,6 +69,10 @@ class Place(Protocol):
         """Every task that has not ended; some twice. From any thread."""
         ...
 
+    def number_of(self, task_id: str) -> int | None:
+        """The number of the task that has this id, if this process has given it."""
+        ...
+
     def each(self) -> Iterable[HasStats]:
         """The event loops that have not ended."""
         ...
@@ -106,6 +110,8 @@ class Recorder:
     def _begin(self) -> None:
         """Start with nothing; also in a process that was forked: its threads are not there."""
         self._changed: dict[int, Task[Any]] = {}
+        # By their ids: what is in `_changed` no more, and in the buffer not yet.
+        self._in_hand: dict[str, Task[Any] | FullRecord] = {}
         self._room = 0  # of `_changed`; 0 while nobody looks, so that one comparison tells both
         self._lost = 0
         self._missed_some = False
@@ -169,6 +175,19 @@ class Recorder:
         It looks at values and errors, and asks the hooks of `@bgx.redact`: that may take time.
         """
         return self._builder.build(task)
+
+    def unwritten(self, task_id: str) -> FullRecord | None:
+        """The record of a task of this process as long as the store may not have it.
+
+        From any thread; as `record_of` does, it may take time.
+        """
+        # In the order of its way to the store, or it could be missed where it has just left.
+        number = self._place.number_of(task_id)
+        task = None if number is None else self._changed.get(number)
+        found = task or self._in_hand.get(task_id)
+        if isinstance(found, Task):
+            return self.record_of(found)
+        return found or self._buffer.get(task_id)
 
     def mark(self, task: Task[Any]) -> None:
         """Have the record of a task written again."""
@@ -316,17 +335,22 @@ class Recorder:
         for index, number in enumerate(numbers):
             if index % PIECE == PIECE - 1:
                 time.sleep(PAUSE_SECONDS)
-            task = self._changed.pop(number, None)
+            task = self._changed.get(number)
             if task is not None:
+                self._in_hand[task.id] = task
+                self._changed.pop(number, None)
                 records += self._described(task)
         if not self._writer.outage.on:  # the tasks are to be let go, whatever the store does
             self._buffer.wait_for_room(ROOM_SECONDS)
         self._buffer.put(records)
+        self._in_hand.clear()
 
     def _described(self, task: Task[Any]) -> list[FullRecord]:
         try:
-            return [self._builder.build(task)]
+            record = self._in_hand[task.id] = self._builder.build(task)
+            return [record]
         except Exception:
+            self._in_hand.pop(task.id, None)
             self._lost += 1
             notice("exception", "bgx.record_failed", task=task.name, task_id=task.id)
             return []

@@ -39,6 +39,11 @@ class Buffer:
         """How many there are."""
         return len(self._records)
 
+    def get(self, task_id: str) -> FullRecord | None:
+        """The record of that task, if it is here."""
+        _, record = self._records.get(task_id, (0, None))
+        return record
+
     def put(self, records: Iterable[FullRecord]) -> None:
         """Add these, each in the place of what is here of its task."""
         with self._changed:
