@@ -29,7 +29,7 @@ from fastapi_bgx.dashboard.views import (
 )
 from fastapi_bgx.outcome import Status
 from fastapi_bgx.records import Answer, FullRecord, Step
-from fastapi_bgx.stores.summaries import Ended, summarise
+from fastapi_bgx.stores.summaries import summarise
 
 NOW = datetime(2026, 3, 14, 3, 7, 21, 123_456, tzinfo=UTC)
 
@@ -347,12 +347,12 @@ def test_a_clock_that_was_set_back_breaks_no_timeline() -> None:
 
 
 def test_a_plot_and_its_table_tell_the_same() -> None:
-    rows = [
-        Ended(before(30), "mail", Status.FAILED, 0.0, 2.0),
-        Ended(before(30), "mail", Status.SUCCEEDED, 0.0, 0.0),
-        Ended(before(100), "mail", Status.REJECTED, 0.0, None),
+    records = [
+        record(Status.FAILED, ended_at=before(30), queued_s=0.0, duration_s=2.0),
+        record(Status.SUCCEEDED, ended_at=before(30), queued_s=0.0, duration_s=0.0),
+        record(Status.REJECTED, ended_at=before(100), queued_s=0.0),
     ]
-    summary = summarise(rows, {}, before(120), NOW, 2)
+    summary = summarise(records, {}, before(120), NOW, 2)
     ended = graphs.throughput(summary)
     assert json.loads(ended.data)["series"] == [[1, 2], [0, 1]]
     assert [cells for _, cells in ended.rows] == [("2", "1"), ("1", "0")]

@@ -1,10 +1,11 @@
 """Records in the memory of this process: gone with it, and unknown to every other one."""
 
 import threading
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from heapq import nlargest
+from itertools import islice
 
 from fastapi_bgx.records import (
     Answer,
@@ -20,9 +21,11 @@ from fastapi_bgx.records import (
 )
 from fastapi_bgx.stores.cursors import Position, cursor_at, position_of
 from fastapi_bgx.stores.searching import searched
-from fastapi_bgx.stores.summaries import BAD, Ended, summarise
+from fastapi_bgx.stores.summaries import BAD, UNFINISHED, summarise
 
 MOST_FAILURE_NAMES = 10
+Place = tuple[datetime, str]
+"""When a task was added, and its id."""
 Check = Callable[[Record], bool]
 
 
@@ -34,6 +37,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, FullRecord] = {}  # in the order of their changes
+        self._added: list[
+            Place
+        ] = []  # in the order of the list, which is nearly that of their coming
         self._processes: dict[str, ProcessReading] = {}
         self._change = 0
 
@@ -52,6 +58,7 @@ class MemoryStore:
                     continue
                 self._change += 1
                 self._records.pop(record.id, None)
+                self._place(before, record)
                 self._records[record.id] = record.model_copy(update={"change": self._change})
 
     def get(self, task_id: str) -> FullRecord | None:
@@ -60,12 +67,14 @@ class MemoryStore:
 
     def find(self, query: Query) -> Page:
         """The records that fit, the last added first."""
-        after = None if query.cursor is None else position_of(query.cursor)
-        checks = list(_checks(query))
-        if after is not None:
-            checks.append(lambda record: position(record) < after)
-        fitting = (record for record in self._all() if all(check(record) for check in checks))
-        found = nlargest(query.limit + 1, fitting, key=_order)
+        with self._lock:
+            places = self._added.copy()
+        if query.cursor is not None:
+            del places[bisect_left(places, position_of(query.cursor), key=_position) :]
+        fitting = filter(None, (self._records.get(task_id) for _, task_id in reversed(places)))
+        for check in _checks(query):
+            fitting = filter(check, fitting)
+        found = list(islice(fitting, query.limit + 1))
         shown = found[: query.limit]
         more = len(found) > len(shown)
         return Page(
@@ -76,13 +85,9 @@ class MemoryStore:
     def summary(self, since: datetime, until: datetime, buckets: int) -> Summary:
         """What ended between two moments, in so many pieces of time."""
         records = self._all()
-        rows = [
-            Ended(r.ended_at, r.name, r.status, r.queued_s, r.duration_s)
-            for r in records
-            if r.ended_at is not None and since <= r.ended_at < until
-        ]
-        unfinished = Counter(record.status for record in records if not record.final)
-        return summarise(rows, unfinished, since, until, buckets)
+        ended = [r for r in records if r.ended_at is not None and since <= r.ended_at < until]
+        unfinished = Counter(r.status for r in records if r.status in UNFINISHED)
+        return summarise(ended, unfinished, since, until, buckets)
 
     def failures(self, since: datetime, until: datetime, most: int) -> tuple[Failure, ...]:
         """What failed or timed out, by error and place; those that ended last first."""
@@ -130,6 +135,8 @@ class MemoryStore:
             ]
             for task_id in old:
                 del self._records[task_id]
+            if old:
+                self._added = [place for place in self._added if place[1] in self._records]
             return len(old)
 
     def beat(self, process: ProcessReading) -> None:
@@ -173,6 +180,15 @@ class MemoryStore:
         """Nobody was asked."""
         return None
 
+    def _place(self, before: FullRecord | None, record: FullRecord) -> None:
+        """Find the place of a record in the list."""
+        place = record.added_at, record.id
+        if before is not None:
+            if before.added_at == record.added_at:
+                return
+            self._added.remove((before.added_at, before.id))
+        insort(self._added, place)
+
     def _all(self) -> list[FullRecord]:
         with self._lock:
             return list(self._records.values())
@@ -183,8 +199,8 @@ def position(record: Record) -> Position:
     return record.added_at.timestamp(), record.id
 
 
-def _order(record: Record) -> tuple[datetime, str]:
-    return record.added_at, record.id
+def _position(place: Place) -> Position:
+    return place[0].timestamp(), place[1]
 
 
 def _checks(query: Query) -> Iterator[Check]:
