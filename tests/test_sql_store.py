@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from importlib import reload
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ def test_a_file_that_was_taken_away_is_noticed_and_made_anew(tmp_path: Path, how
         closing(SqlStore(f"sqlite:///{file}")) as store,
     ):
         reader.write([a_task()])
-        for say in (lambda: store.write([record]), lambda: store.beat(process)):
+        for say in (partial(store.write, [record]), partial(store.beat, process)):
             store.write([a_task()])
             reader.close()
             file.unlink()
