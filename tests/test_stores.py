@@ -117,6 +117,14 @@ def test_a_record_takes_the_place_of_the_one_before(store: Store) -> None:
     assert [record.note for record in store.find(Query()).records] == ["later"]
 
 
+def test_a_record_moves_in_the_list_when_it_turns_out_to_be_of_another_moment(store: Store) -> None:
+    first, second = a_task(), a_task()
+    store.write([first, second])
+    assert [record.id for record in store.find(Query()).records] == [second.id, first.id]
+    store.write([first.model_copy(update={"added_at": second.added_at + HOUR})])
+    assert [record.id for record in store.find(Query()).records] == [first.id, second.id]
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_an_ended_record_never_becomes_unfinished(store: Store, together: bool) -> None:
     ended = a_task(Status.SUCCEEDED)
