@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -123,6 +124,26 @@ def test_a_record_moves_in_the_list_when_it_turns_out_to_be_of_another_moment(st
     assert [record.id for record in store.find(Query()).records] == [second.id, first.id]
     store.write([first.model_copy(update={"added_at": second.added_at + HOUR})])
     assert [record.id for record in store.find(Query()).records] == [first.id, second.id]
+
+
+def test_a_record_in_memory_is_there_while_it_changes() -> None:
+    store, task = MemoryStore(), a_task(Status.RUNNING)
+    asked: list[Future[Any]] = []
+
+    class Watched(dict[str, FullRecord]):
+        def pop(self, key: str, default: Any = None) -> Any:
+            value = super().pop(key, default)
+            asked.extend([readers.submit(store.get, key), readers.submit(store.find, Query())])
+            wait(asked, 0.05)  # whoever does not wait for the end of the change has the answer now
+            return value
+
+    store.write([task])
+    store._records = Watched(store._records)
+    with ThreadPoolExecutor(2) as readers:
+        store.write([task.model_copy(update={"note": "half way"})])
+        got, page = (each.result() for each in asked)
+    assert got.note == "half way"
+    assert [record.note for record in page.records] == ["half way"]
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -37,9 +37,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, FullRecord] = {}  # in the order of their changes
-        self._added: list[
-            Place
-        ] = []  # in the order of the list, which is nearly that of their coming
+        self._added: list[Place] = []  # sorted: they nearly are when they come
         self._processes: dict[str, ProcessReading] = {}
         self._change = 0
 
@@ -63,15 +61,16 @@ class MemoryStore:
 
     def get(self, task_id: str) -> FullRecord | None:
         """Everything that is kept of a task."""
-        return self._records.get(task_id)
+        with self._lock:  # a record that changes is away for a moment
+            return self._records.get(task_id)
 
     def find(self, query: Query) -> Page:
         """The records that fit, the last added first."""
         with self._lock:
-            places = self._added.copy()
+            places, records = self._added.copy(), self._records.copy()
         if query.cursor is not None:
             del places[bisect_left(places, position_of(query.cursor), key=_position) :]
-        fitting = filter(None, (self._records.get(task_id) for _, task_id in reversed(places)))
+        fitting: Iterator[FullRecord] = (records[task_id] for _, task_id in reversed(places))
         for check in _checks(query):
             fitting = filter(check, fitting)
         found = list(islice(fitting, query.limit + 1))
